@@ -1,0 +1,1 @@
+"""The conformance suite for MLflow deployment plugins that claim the target ``triton``."""
