@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-class TritonPluginError(MlflowException, click.ClickException):
+class TritonPluginError(MlflowException, click.ClickException):  # type: ignore[misc] # both say `message`
     """Base of every error that this package raises on purpose.
 
     Args:

@@ -1,0 +1,318 @@
+"""MLflow's way in: ``mlflow deployments … -t triton`` and ``get_deploy_client("triton")``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from mlflow.deployments import BaseDeploymentClient
+
+from mlflow_triton.errors import InvalidParameter, InvalidSetting
+from mlflow_triton.options import DeploymentOptions, help_text
+from mlflow_triton.settings import SETTINGS, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+    from mlflow_triton.deploy import Deployer, Deployment
+    from mlflow_triton.repository.record import Record
+    from mlflow_triton.serving.control import Control
+    from mlflow_triton.serving.http import HttpEndpoint
+    from mlflow_triton.tensors.decode import TritonPredictions
+
+__all__ = ["TritonDeploymentClient", "run_local", "target_help"]
+
+TARGET_HELP = """\
+Deploys MLflow models of the flavors onnx and triton to an NVIDIA Triton Inference Server that runs with
+--model-control-mode=explicit.
+
+Target URI:
+  triton                                    the server that the environment names
+  triton://HOST:PORT[?NAME=VALUE&...]       this one; NAME is one of {parameters}
+
+Environment variables (the target URI goes before them):
+{settings}
+  MLFLOW_TRACKING_URI
+      Where models are tracked and registered, as for every mlflow command.
+
+Options for create, update and run-local:
+{options}
+
+mlflow-triton doctor checks all of it.
+"""
+
+
+class TritonDeploymentClient(BaseDeploymentClient):
+    """Deploys MLflow models to one NVIDIA Triton Inference Server.
+
+    Making a client reads the target URI and the environment, and touches neither server nor disk.
+
+    Args:
+        target_uri: ``triton``, or ``triton://HOST:PORT[?model_repository=PATH&grpc_url=HOST:PORT]``.
+
+    Raises:
+        InvalidSetting: The target URI or an environment variable cannot be used.
+    """
+
+    def __init__(self, target_uri: str) -> None:
+        super().__init__(target_uri)  # type: ignore[no-untyped-call] # MLflow's
+        self._settings = Settings.parse(target_uri, os.environ)
+        self._http: HttpEndpoint | None = None
+
+    def create_deployment(
+        self,
+        name: str,
+        model_uri: str,
+        flavor: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Deploy a model, and return once it serves.
+
+        Args:
+            name: The deployment: Triton's model name.
+            model_uri: E.g. ``models:/NAME/1``, ``models:/NAME@ALIAS``, ``runs:/RUN/PATH``, a path.
+            flavor: ``onnx`` or ``triton``; default: the one that the model has.
+            config: See ``mlflow deployments help -t triton``.
+            endpoint: Not supported: Triton has no endpoints beside its models.
+
+        Returns:
+            ``name`` and ``flavor``, and what `get_deployment` returns.
+
+        Raises:
+            DeploymentExists: The name is taken.
+            TritonPluginError: Something else; nothing is left behind.
+        """
+        _no_endpoint(endpoint)
+        options = DeploymentOptions.parse(config)
+        record = self._deployer().create(name, model_uri, flavor, options)
+        return self._summary(record)
+
+    def update_deployment(
+        self,
+        name: str,
+        model_uri: str | None = None,
+        flavor: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Replace a deployment's model while it serves, and return once the new one does.
+
+        Args:
+            name: The deployment.
+            model_uri: As for `create_deployment`.
+            flavor: As for `create_deployment`; it may be another one than before.
+            config: As for `create_deployment`.
+            endpoint: Not supported.
+
+        Returns:
+            As `create_deployment`.
+
+        Raises:
+            DeploymentNotFound: There is none of that name.
+            TritonPluginError: Something else; the old model serves on.
+        """
+        _no_endpoint(endpoint)
+        options = DeploymentOptions.parse(config)
+        record = self._deployer().update(name, model_uri, flavor, options)
+        return self._summary(record)
+
+    def delete_deployment(
+        self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
+    ) -> None:
+        """Unload a deployment and remove its files; without one of that name, do nothing.
+
+        Args:
+            name: The deployment.
+            config: No option applies to a deletion.
+            endpoint: Not supported.
+
+        Raises:
+            DeploymentNotFound: The model of that name was not deployed by MLflow; it is untouched.
+            TritonPluginError: Something else.
+        """
+        _no_endpoint(endpoint)
+        if config:
+            raise InvalidParameter(
+                f"A deletion takes no options (-C), but got {', '.join(map(repr, config))}. Nothing was changed."
+            )
+        self._deployer().delete(name)
+
+    def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
+        """List every deployment in the model repository, loaded or not, one entry for each.
+
+        Args:
+            endpoint: Not supported.
+        """
+        _no_endpoint(endpoint)
+        return [_entry(deployment) for deployment in self._deployer().all()]
+
+    def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
+        """Describe a deployment: what serves, where it came from, and where this client looked.
+
+        Args:
+            name: The deployment.
+            endpoint: Not supported.
+
+        Returns:
+            ``name``; ``version`` and ``state`` as Triton says them now; ``triton_model_path``,
+            ``mlflow_model_uri`` and ``flavor`` as NVIDIA's plugin has them; the provenance record; and
+            ``in_sync``: whether the server runs just what the record says (``False`` also when it cannot
+            be known, e.g. after a plain load by another client).
+
+        Raises:
+            DeploymentNotFound: There is none of that name.
+        """
+        _no_endpoint(endpoint)
+        deployer = self._deployer()
+        deployment = deployer.get(name)
+        record = deployment.record
+        ready = deployment.state == "READY"
+        return {
+            **_entry(deployment),
+            "in_sync": ready
+            and record.deployment_id is not None
+            and deployer.serving_id(name) == record.deployment_id,
+            "deployment_id": record.deployment_id,
+            "model_name": record.model_name,
+            "model_version": record.model_version,
+            "model_id": record.model_id,
+            "run_id": record.run_id,
+            "versions": list(record.versions),
+            "files": record.files,
+            "plugin_version": record.plugin_version,
+            "created_at": record.created_at,
+            "triton_url": str(self._settings.http_url),
+            "triton_grpc_url": str(self._settings.grpc_url),
+            "model_repository": str(self._settings.model_repository),
+        }
+
+    def predict(
+        self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
+    ) -> TritonPredictions:
+        """Run inference.
+
+        Args:
+            deployment_name: The deployment. Any other model that the server serves is reached the same way.
+            inputs: A dict from tensor name to array, nested lists or scalar (also inside ``{"inputs": …}``);
+                a DataFrame with a column per tensor; records; an array, for a model with one input.
+            endpoint: Not supported.
+
+        Returns:
+            ``response["outputs"][NAME]`` is a NumPy array.
+
+        Raises:
+            InvalidInput: The inputs do not fit the model.
+            DeploymentNotFound: The server does not serve the model.
+            InferenceFailed: The model failed.
+        """
+        from mlflow_triton.predict import predict  # noqa: PLC0415 - pandas, which the other verbs do not need
+
+        _no_endpoint(endpoint)
+        if not deployment_name:
+            raise InvalidParameter("Which deployment? Give its name (--name, deployment_name=).")
+        http, control = self._server()
+        return predict(http, control, deployment_name, inputs)
+
+    def explain(
+        self,
+        deployment_name: str | None = None,  # noqa: ARG002 - MLflow's signature
+        df: pd.DataFrame | None = None,  # noqa: ARG002 - same
+        endpoint: str | None = None,  # noqa: ARG002 - same
+    ) -> Any:
+        """Not offered: Triton has no explanations.
+
+        Raises:
+            InvalidParameter: Always.
+        """
+        raise InvalidParameter(
+            "Triton has no explanations. Deploy the explainer as a model of its own, and use predict."
+        )
+
+    def _server(self) -> tuple[HttpEndpoint, Control]:
+        from mlflow_triton.serving.control import Control  # noqa: PLC0415 - keeps MLflow's other targets fast
+        from mlflow_triton.serving.http import HttpEndpoint  # noqa: PLC0415 - same
+
+        if self._http is None:
+            self._http = HttpEndpoint(self._settings)
+        return self._http, Control(self._http, self._settings)
+
+    def _deployer(self) -> Deployer:
+        from mlflow_triton.deploy import Deployer  # noqa: PLC0415 - same
+        from mlflow_triton.repository.local import LocalRepository  # noqa: PLC0415 - same
+
+        path = self._settings.model_repository
+        if path.value is None:
+            raise InvalidSetting(
+                "No model repository is set. Set TRITON_MODEL_REPO to the directory of the server's --model-repository, "
+                "as mounted on this machine, or use the target URI triton://HOST:PORT?model_repository=PATH."
+            )
+        if "://" in path.value:
+            raise InvalidSetting(
+                f"The model repository {path} is a URL: this plugin works with repositories that are mounted "
+                "as a directory on this machine."
+            )
+        _, control = self._server()
+        return Deployer(LocalRepository(path.value, path.source), control)
+
+    def _summary(self, record: Record) -> dict[str, Any]:
+        return {"flavor": record.flavor, **self.get_deployment(record.name)}
+
+
+def _no_endpoint(endpoint: str | None) -> None:
+    if endpoint is not None:
+        raise InvalidParameter(
+            f"Triton has no endpoints, but got endpoint {endpoint!r}. Use the deployment's name (--name) instead."
+        )
+
+
+def _entry(deployment: Deployment) -> dict[str, Any]:
+    record = deployment.record
+    entry: dict[str, Any] = {"name": record.name, "version": deployment.version, "state": deployment.state}
+    if deployment.reason:
+        entry["reason"] = deployment.reason
+    return {
+        **entry,
+        "triton_model_path": record.triton_model_path,
+        "mlflow_model_uri": record.mlflow_model_uri,
+        "flavor": record.flavor,
+    }
+
+
+def run_local(
+    name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None
+) -> None:
+    """Deploy a model to an embedded Triton server with a repository of its own, until Ctrl-C.
+
+    Prints a command that sends a first request.
+
+    Args:
+        name: The deployment.
+        model_uri: As for `TritonDeploymentClient.create_deployment`.
+        flavor: Same.
+        config: Same.
+
+    Raises:
+        EmbeddedServerError: The server cannot be started, or ended by itself.
+        TritonPluginError: The model cannot be deployed.
+    """
+    from mlflow_triton.local import run  # noqa: PLC0415 - keeps MLflow's other targets fast
+
+    def client(target_uri: str) -> TritonDeploymentClient:
+        return TritonDeploymentClient(target_uri)
+
+    run(client, name, model_uri, flavor, config)
+
+
+def target_help() -> str:
+    """Return the text of ``mlflow deployments help -t triton``."""
+    return TARGET_HELP.format(
+        settings="\n".join(
+            f"  {definition.environment} (default: {definition.default or 'none'})\n      {definition.help}"
+            for definition in SETTINGS
+        ),
+        parameters=", ".join(definition.name for definition in SETTINGS if definition.in_target),
+        options=help_text(),
+    )

@@ -1,0 +1,192 @@
+"""A model URI to a private local copy of the MLflow model, with what it is and where it came from."""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from mlflow_triton.errors import InvalidModel, ModelNotFound, ServerUnavailable, TritonPluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Origin", "ResolvedModel", "foreign_errors", "resolve", "run_artifacts", "tracking_uri"]
+
+log = logging.getLogger(__name__)
+
+#: MLflow writes it into every download of a ``models:/`` URI: the version that was really read.
+REGISTERED_MODEL_META = "registered_model_meta"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model came from; ``None`` where MLflow does not say.
+
+    Attributes:
+        uri: As the caller wrote it.
+        model_name: In the registry.
+        model_version: In the registry, whatever alias or stage the URI names.
+        model_id: Of the logged model (MLflow 3).
+        run_id: Of the run that logged it.
+    """
+
+    uri: str
+    model_name: str | None
+    model_version: str | None
+    model_id: str | None
+    run_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """An MLflow model in a directory of its own.
+
+    Attributes:
+        path: The directory that holds ``MLmodel``; its files may be moved away.
+        flavors: As in ``MLmodel``.
+        origin: Where it came from.
+    """
+
+    path: Path
+    flavors: dict[str, dict[str, Any]]
+    origin: Origin
+
+
+def resolve(uri: str, destination: Path) -> ResolvedModel:
+    """Download a model and read what it says of itself.
+
+    Args:
+        uri: Any model or artifact URI that MLflow understands.
+        destination: An empty directory; nothing is written elsewhere.
+
+    Raises:
+        ModelNotFound: The URI names nothing.
+        InvalidModel: It names something that is not an MLflow model.
+        ServerUnavailable: MLflow cannot be reached.
+    """
+    if not str(uri).strip():
+        raise ModelNotFound(f"The model URI {uri!r} is empty. Write, for example, models:/NAME/1.")
+    with foreign_errors(uri):
+        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
+    # MLflow returns the URI's own path when there is nothing to copy it from.
+    if not path.is_relative_to(destination):
+        raise InvalidModel(
+            f"MLflow put {uri} into {path} and not where it was asked to. Nothing was changed."
+        )
+    mlmodel = path / "MLmodel"
+    if not mlmodel.is_file():
+        raise InvalidModel(
+            f"{uri} is not an MLflow model: it has no MLmodel file. Give the URI of a model, such as models:/NAME/1."
+        )
+    try:
+        model = Model.load(str(mlmodel))
+        flavors = {str(name): dict(values or {}) for name, values in dict(model.flavors).items()}
+    except Exception as error:  # noqa: BLE001 - MLflow raises whatever its parsers raise on a broken file
+        raise InvalidModel(f"{uri}: its MLmodel file cannot be read: {_first_line(error)}") from None
+    meta = _registered_model_meta(path / REGISTERED_MODEL_META)
+    return ResolvedModel(
+        path,
+        flavors,
+        Origin(
+            uri,
+            meta.get("model_name"),
+            None if meta.get("model_version") is None else str(meta["model_version"]),
+            getattr(model, "model_id", None),
+            model.run_id,
+        ),
+    )
+
+
+def _registered_model_meta(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    meta = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return meta if isinstance(meta, dict) else {}
+
+
+@contextmanager
+def foreign_errors(what: str) -> Iterator[None]:
+    """Turn what MLflow and its stores raise into this package's errors, naming `what`."""
+    try:
+        yield
+    except TritonPluginError:
+        raise
+    except MlflowException as error:
+        reason = _first_line(error)
+        where = f"MLflow at {tracking_uri()}"
+        if (
+            error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+            or "No such file" in reason
+        ):
+            raise ModelNotFound(
+                f"{what} was not found. {where} says: {reason} Check the URI, and MLFLOW_TRACKING_URI."
+            ) from None
+        raise ServerUnavailable(
+            f"{what} could not be read. {where} says: {reason} Nothing was changed."
+        ) from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelNotFound(f"{what} was not found: {error.filename or error} does not exist.") from None
+    except OSError as error:
+        # requests' exceptions are OSErrors too.
+        raise ServerUnavailable(
+            f"{what} could not be read from MLflow at {tracking_uri()}: {_first_line(error)} "
+            "Nothing was changed. Check MLFLOW_TRACKING_URI and that the server runs."
+        ) from None
+
+
+def tracking_uri() -> str:
+    """Return MLflow's tracking URI without a password that stands in it."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", str(mlflow.get_tracking_uri()))
+
+
+def run_artifacts(model: ResolvedModel, suffixes: frozenset[str], destination: Path) -> list[Path]:
+    """Fetch what was added with ``mlflow.log_artifact(file, NAME)`` beside a logged model called NAME.
+
+    MLflow 2 kept a logged model among its run's artifacts, so that such a file became part of it. MLflow 3
+    keeps the model elsewhere, and the file is not in ``models:/…`` any more.
+
+    Args:
+        model: The resolved model.
+        suffixes: Of the files that are wanted, e.g. ``.txt``.
+        destination: An empty directory.
+
+    Returns:
+        The fetched files; those that the model itself has are left out.
+    """
+    client = mlflow.MlflowClient()
+    if not model.origin.model_id or not hasattr(client, "get_logged_model"):
+        return []
+    try:
+        logged = client.get_logged_model(model.origin.model_id)
+        if not logged.source_run_id:
+            return []
+        # Lists the model's own files as well.
+        found = client.list_artifacts(logged.source_run_id, logged.name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            log.info(
+                "The run that logged %s is gone; nothing can have been attached there.", model.origin.uri
+            )
+            return []
+        raise
+    names = [PurePosixPath(item.path).name for item in found if not item.is_dir]
+    return [
+        Path(client.download_artifacts(logged.source_run_id, f"{logged.name}/{name}", str(destination)))
+        for name in names
+        if PurePosixPath(name).suffix in suffixes and not (model.path / name).exists()
+    ]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip().strip("#").strip() for line in str(error).splitlines()]
+    text = " ".join(line for line in lines if line)[:500] or type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,98 @@
+"""The flavor ``triton``: a directory in Triton's own layout, carried by MLflow as it is."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from mlflow_triton.errors import InvalidModel
+from mlflow_triton.models.contents import Contents
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlflow_triton.models.resolve import ResolvedModel
+
+__all__ = ["FLAVOR", "contents", "scan"]
+
+FLAVOR = "triton"
+#: Left by interpreters and file managers in any directory that they open; never a part of a model.
+#: (A stale ``__pycache__`` would even run in place of the model.py beside it.)
+DROPPINGS = frozenset({"__pycache__", ".DS_Store", "Thumbs.db", "desktop.ini"})
+CONFIG = "config.pbtxt"
+
+
+def contents(model: ResolvedModel) -> Contents:
+    """Take the directory that MLmodel names, with all its version directories and other files.
+
+    Args:
+        model: The resolved model.
+
+    Raises:
+        InvalidModel: MLmodel does not name a directory inside the model, or it cannot be read.
+    """
+    data = model.flavors[FLAVOR].get("data")
+    if not isinstance(data, str) or not data.strip():
+        raise InvalidModel(
+            f"{model.origin.uri}: MLmodel does not say where the Triton model is (flavors.triton.data). "
+            "Nothing was changed. Publish it again: mlflow-triton publish."
+        )
+    relative = PurePosixPath(data)
+    directory = model.path / relative
+    if not relative.parts or "\0" in data or not _is_inside(directory, model.path):
+        raise InvalidModel(
+            f"{model.origin.uri}: MLmodel names the directory {data!r}, which is not a directory inside of the model. "
+            "Nothing was changed. Publish it again: mlflow-triton publish."
+        )
+    if not directory.is_dir():
+        raise InvalidModel(
+            f"{model.origin.uri}: MLmodel names the directory {data!r}, which is not there. "
+            "Nothing was changed. Publish it again: mlflow-triton publish."
+        )
+    return scan(directory, origin=model.origin.uri)
+
+
+def scan(directory: Path, *, origin: str) -> Contents:
+    """List what a Triton model directory holds, without what interpreters and file managers leave there.
+
+    Hidden files belong to the model like any others. Links are listed, not followed.
+
+    Args:
+        directory: The model directory.
+        origin: What to call it in a message: a URI or a path.
+
+    Raises:
+        InvalidModel: It cannot be read.
+    """
+    files: dict[PurePosixPath, Path] = {}
+    directories: set[PurePosixPath] = set()
+    unusual: dict[PurePosixPath, str] = {}
+
+    pending = [(directory, PurePosixPath())]
+    try:
+        while pending:
+            folder, inside = pending.pop()
+            entries = [entry for entry in folder.iterdir() if entry.name not in DROPPINGS]
+            if not entries and inside.parts:
+                directories.add(inside)
+            for entry in entries:
+                target = inside / entry.name
+                mode = entry.lstat().st_mode
+                if stat.S_ISDIR(mode):
+                    pending.append((entry, target))
+                elif stat.S_ISREG(mode):
+                    files[target] = entry
+                else:
+                    unusual[target] = "a symbolic link" if stat.S_ISLNK(mode) else "a special file"
+        config = files.pop(PurePosixPath(CONFIG), None)
+        text = config.read_bytes() if config is not None else None
+    except OSError as error:
+        raise InvalidModel(
+            f"{origin}: {error.filename} cannot be read: {error.strerror}. Nothing was changed."
+        ) from None
+    return Contents(dict(sorted(files.items())), text, frozenset(directories), unusual)
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    return not path.is_symlink() and path.resolve().is_relative_to(root.resolve())

@@ -1,0 +1,59 @@
+"""Predicting: describe the model, encode the inputs, infer, decode the outputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlflow_triton.errors import InvalidInput
+from mlflow_triton.serving.inference import infer, metadata
+from mlflow_triton.tensors.decode import TritonPredictions, decode
+from mlflow_triton.tensors.encode import cast, check_shape, name_values, to_array
+
+if TYPE_CHECKING:
+    from mlflow_triton.serving.control import Control
+    from mlflow_triton.serving.http import HttpEndpoint
+
+__all__ = ["predict"]
+
+
+def predict(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> TritonPredictions:
+    """Send `inputs` to a model and return its outputs.
+
+    Args:
+        http: The server.
+        control: Of the same server; asked which inputs are optional when one is missing.
+        name: The deployment.
+        inputs: See `mlflow_triton.tensors.encode.name_values`.
+
+    Raises:
+        InvalidInput: The inputs do not fit the model; nothing was sent.
+        DeploymentNotFound: The server does not serve the model.
+        InferenceFailed: The model failed.
+        ServerUnavailable: No usable answer.
+    """
+    model = metadata(http, name)
+    declared = {tensor.name: tensor for tensor in model.inputs}
+    try:
+        values = name_values(
+            inputs, list(declared), {tensor.name: len(tensor.shape) for tensor in model.inputs}
+        )
+        if missing := [tensor for tensor in declared if tensor not in values]:
+            _require_optional(control, name, missing)
+        tensors = {}
+        for tensor, value in values.items():
+            array = cast(to_array(value, tensor), declared[tensor].datatype, tensor)
+            check_shape(array, declared[tensor].shape, tensor)
+            tensors[tensor] = (declared[tensor].datatype, array)
+    except InvalidInput as error:
+        raise InvalidInput(f"Nothing was sent to {name!r}. {error.message}") from None
+    outputs = infer(http, name, tensors)
+    # Triton answers in the order of its own; users see the model's.
+    order = [tensor.name for tensor in model.outputs if tensor.name in outputs]
+    return decode({tensor: outputs.pop(tensor) for tensor in order} | outputs)
+
+
+def _require_optional(control: Control, name: str, missing: list[str]) -> None:
+    config = control.config(name) or {}
+    optional = {entry["name"] for entry in config.get("input", []) if entry.get("optional")}
+    if required := [repr(tensor) for tensor in missing if tensor not in optional]:
+        raise InvalidInput(f"The input {', '.join(required)} is missing.")

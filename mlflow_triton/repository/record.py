@@ -1,0 +1,118 @@
+"""The provenance record of a deployment: ``mlflow-meta.json`` in the model's directory.
+
+The first four keys are those of NVIDIA's plugin, so that each plugin lists, updates and deletes what
+the other one deployed; the rest answers "what exactly is serving". Triton ignores the file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from mlflow_triton.errors import RepositoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["RECORD_NAME", "Record"]
+
+RECORD_NAME = "mlflow-meta.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One deployment.
+
+    Attributes:
+        name: The deployment, which is the model's directory.
+        triton_model_path: That directory's path, as the deploying machine saw it.
+        mlflow_model_uri: As the caller wrote it.
+        flavor: ``onnx`` or ``triton``.
+        deployment_id: Given to the server with the load, and read back from it. ``None`` in a record
+            that NVIDIA's plugin wrote, like everything that follows.
+        model_name: Registered model.
+        model_version: Registered version that the URI meant at that time.
+        model_id: Logged model (MLflow 3).
+        run_id: Run that logged the model.
+        versions: Triton's version directories.
+        files: Path in the directory to ``sha256:…`` of every published file.
+        plugin_version: Of this package.
+        created_at: UTC, ISO 8601.
+    """
+
+    name: str
+    triton_model_path: str
+    mlflow_model_uri: str
+    flavor: str
+    deployment_id: str | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+    model_id: str | None = None
+    run_id: str | None = None
+    versions: tuple[int, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    plugin_version: str | None = None
+    created_at: str | None = None
+
+    def to_json(self) -> str:
+        """Return the text of ``mlflow-meta.json``."""
+        return json.dumps(asdict(self), indent=4) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, name: str, path: str) -> Record:
+        """Read a record, ours or NVIDIA's; keys of later versions are ignored.
+
+        Raises:
+            RepositoryError: It is corrupt, or not the record of the deployment `name`.
+        """
+        remedy = (
+            f"The model and the other deployments are untouched. Restore {path} from a backup, or remove it "
+            "if the model is not to be managed by MLflow."
+        )
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise RepositoryError(f"The record of {name!r} is corrupt: {path}: {error}. {remedy}") from None
+        problem = _problem(document, name)
+        if problem:
+            raise RepositoryError(f"The record of {name!r} is not usable: {path}: {problem}. {remedy}")
+        known = {key: document[key] for key in (item.name for item in fields(cls)) if key in document}
+        known["versions"] = tuple(known.get("versions", ()))
+        return cls(**known)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _versions(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int for number in value)
+
+
+def _digests(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
+
+
+_VALID: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("name", "triton_model_path", "mlflow_model_uri", "flavor"), _text),
+    **dict.fromkeys(("deployment_id", "model_name", "model_version", "model_id", "run_id"), _text_or_none),
+    **dict.fromkeys(("plugin_version", "created_at"), _text_or_none),
+    "versions": _versions,
+    "files": _digests,
+}
+
+
+def _problem(document: Any, name: str) -> str | None:
+    if not isinstance(document, dict):
+        return "it is not a JSON object"
+    for key, valid in _VALID.items():
+        if key not in document and valid is not _text:
+            continue
+        if not valid(document.get(key)):
+            return f"{key!r} is missing or not what it should be"
+    return None if document["name"] == name else f"it is the record of {document['name']!r}"

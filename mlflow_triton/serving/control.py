@@ -1,0 +1,277 @@
+"""Model control: load and unload, over gRPC where it is reachable; what is served, over HTTP.
+
+A load over HTTP occupies the server's worker thread that accepted it, and every inference
+connection pinned to that thread waits for the whole load; over gRPC none does.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlflow_triton.errors import LoadFailed, ServerRefused, ServerTimeout, ServerUnavailable
+from mlflow_triton.serving.http import HttpEndpoint, Response, segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mlflow_triton.settings import Settings
+
+__all__ = ["Control", "IndexEntry", "ServerInfo"]
+
+log = logging.getLogger(__name__)
+
+GRPC_CONNECT_TIMEOUT = 2.0
+NOT_EXPLICIT = "explicit model load / unload is not allowed"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What ``GET /v2`` says."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One version of one model in the server's repository index.
+
+    Attributes:
+        name: The model's name, which is its directory's.
+        version: ``None`` for a directory of which nothing is or was loaded.
+        state: ``READY``, ``LOADING``, ``UNLOADING``, ``UNAVAILABLE``; ``None`` like `version`.
+        reason: Why it is unavailable, in Triton's words; may be empty.
+    """
+
+    name: str
+    version: str | None
+    state: str | None
+    reason: str
+
+
+class Control:
+    """Model control of one server. Safe to share between threads.
+
+    Args:
+        http: Where the server's state is read, and models are loaded when gRPC is out of reach.
+        settings: `grpc_url`, `headers`, `request_timeout` and `load_timeout` are used.
+    """
+
+    def __init__(self, http: HttpEndpoint, settings: Settings) -> None:
+        self._http = http
+        self._settings = settings
+
+    def server(self) -> ServerInfo:
+        """Return the server's name, version and extensions."""
+        document = self._get("/v2", dict)
+        return ServerInfo(
+            str(document.get("name")), str(document.get("version")), tuple(document.get("extensions", ()))
+        )
+
+    def index(self) -> list[IndexEntry]:
+        """List every directory of the server's model repositories, with the state of each version.
+
+        The index is driven by directories, not by what is loaded: a model whose directory is gone
+        goes on serving, and is missing here.
+        """
+        entries = self._checked(
+            self._http.json("POST", "/v2/repository/index", {}), list, "/v2/repository/index"
+        )
+        if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in entries):
+            raise ServerUnavailable(
+                f"{self._where} answered /v2/repository/index with a list of something else."
+            )
+        return [
+            IndexEntry(entry["name"], entry.get("version"), entry.get("state"), str(entry.get("reason", "")))
+            for entry in entries
+        ]
+
+    def config(self, name: str) -> dict[str, Any] | None:
+        """Return the configuration with which the server runs a model; ``None`` when it serves none."""
+        path = f"/v2/models/{segment(name)}/config"
+        answer = self._http.json("GET", path)
+        if isinstance(answer, Response) and answer.status in (400, 404):
+            return None
+        config: dict[str, Any] = self._checked(answer, dict, path)
+        return config
+
+    def is_ready(self, name: str, version: int | None = None) -> bool:
+        """Say whether a model (version) answers inference requests."""
+        versions = "" if version is None else f"/versions/{version}"
+        return self._http.request("GET", f"/v2/models/{segment(name)}{versions}/ready").status == 200
+
+    def is_server_ready(self) -> bool:
+        """Say whether the server as a whole calls itself ready.
+
+        With Triton's default, strict readiness, one failed load makes it unready until a model of the
+        same name and version has been loaded.
+        """
+        return self._http.request("GET", "/v2/health/ready").status == 200
+
+    def load(
+        self,
+        name: str,
+        *,
+        config_json: str,
+        files: Mapping[str, bytes] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Load or reload a model from the repository's files, with a configuration of ours.
+
+        Args:
+            name: The model's directory.
+            config_json: Replaces config.pbtxt for this load.
+            files: Replace the repository's, by path in the model directory; Triton keeps them in memory.
+            timeout: Seconds; default: the setting `load_timeout`.
+
+        Raises:
+            LoadFailed: Triton refused; its reason is in the message. What it served before it still serves.
+            ServerTimeout: No answer in time; the load may still end either way.
+            ServerUnavailable: The server is out of reach, or went away during the load.
+        """
+        seconds = timeout or self._settings.load_timeout.value
+        contents = {f"file:{path}": content for path, content in (files or {}).items()}
+        with self._grpc() as grpc:
+            if grpc is None:
+                encoded = {key: base64.b64encode(content).decode() for key, content in contents.items()}
+                answer = self._http.json(
+                    "POST",
+                    f"/v2/repository/models/{segment(name)}/load",
+                    {"parameters": {"config": config_json, **encoded}},
+                    timeout=seconds,
+                )
+                if isinstance(answer, Response):
+                    raise self._refused("load", name, answer.error)
+            else:
+                with self._grpc_errors("load", name, seconds):
+                    grpc.load_model(
+                        name,
+                        config=config_json,
+                        files=contents or None,
+                        headers=self._grpc_headers,
+                        client_timeout=seconds,
+                    )
+
+    def unload(self, name: str, *, timeout: float | None = None) -> None:
+        """Unload a model and wait until the server has really let go of it.
+
+        Unloading what is not loaded is no error.
+
+        Raises:
+            LoadFailed: Triton refused.
+            ServerTimeout: It was still unloading when the time was over.
+            ServerUnavailable: The server is out of reach.
+        """
+        seconds = timeout or self._settings.load_timeout.value
+        deadline = time.monotonic() + seconds
+        with self._grpc() as grpc:
+            if grpc is None:
+                path = f"/v2/repository/models/{segment(name)}/unload"
+                answer = self._http.json("POST", path, {}, timeout=seconds)
+                if isinstance(answer, Response):
+                    raise self._refused("unload", name, answer.error)
+            else:
+                with self._grpc_errors("unload", name, seconds):
+                    grpc.unload_model(name, headers=self._grpc_headers, client_timeout=seconds)
+        pause = 0.005
+        while any(entry.name == name and entry.state in ("READY", "UNLOADING") for entry in self.index()):
+            if time.monotonic() > deadline:
+                raise ServerTimeout(
+                    f"{self._where} was still unloading {name!r} after {seconds:g} s: requests in flight hold it. "
+                    "It ends when they do."
+                )
+            time.sleep(pause)
+            pause = min(pause * 2, 0.1)
+
+    @property
+    def _where(self) -> str:
+        return f"Triton at {self._settings.http_url}"
+
+    def _get(self, path: str, kind: type) -> Any:
+        return self._checked(self._http.json("GET", path), kind, path)
+
+    def _checked(self, answer: Any, kind: type, path: str) -> Any:
+        if isinstance(answer, Response):
+            hint = ""
+            if "failed to stat" in answer.error:
+                hint = " A broken symbolic link in the model repository does this: remove it."
+            elif answer.status == 403:
+                hint = " Set TRITON_HEADERS to the header that it expects."
+            raise ServerRefused(f"{self._where} refused {path}: {answer.error}.{hint}")
+        if not isinstance(answer, kind):
+            raise ServerUnavailable(f"{self._where} answered {path} in a form that Triton never uses.")
+        return answer
+
+    def _refused(self, verb: str, name: str, reason: str) -> LoadFailed:
+        hint = ""
+        if NOT_EXPLICIT in reason:
+            hint = " Start the server with --model-control-mode=explicit."
+        elif "failed to poll from model repository" in reason:
+            hint = " Triton says more in its log only ('Poll failed for model directory')."
+        return LoadFailed(
+            f"{self._where} could not {verb} {name!r}: {reason.strip()}{'' if reason.endswith('.') else '.'}{hint}"
+        )
+
+    @property
+    def _grpc_headers(self) -> Mapping[str, str]:
+        return {key.lower(): value for key, value in self._settings.headers.value.items()}
+
+    @contextmanager
+    def _grpc(self) -> Iterator[Any]:
+        """Yield a gRPC client that is connected, or ``None``."""
+        setting = self._settings.grpc_url
+        if setting.value is None:
+            log.warning(
+                "No gRPC URL is known for %s: models are loaded over HTTP, which stalls inference requests "
+                "meanwhile. Set TRITON_GRPC_URL.",
+                self._where,
+            )
+            yield None
+            return
+        from tritonclient.grpc import InferenceServerClient  # noqa: PLC0415 - 0.3 s that predict does not need
+        from tritonclient.utils import InferenceServerException  # noqa: PLC0415 - same
+
+        host = setting.value.removeprefix("grpcs://")
+        client = InferenceServerClient(host, ssl=setting.value.startswith("grpcs://"))
+        try:
+            try:
+                client.is_server_live(headers=self._grpc_headers, client_timeout=GRPC_CONNECT_TIMEOUT)
+            except InferenceServerException as error:
+                log.warning(
+                    "Triton's gRPC endpoint %s gives no usable answer (%s): models are loaded over HTTP, "
+                    "which stalls inference requests meanwhile.",
+                    setting,
+                    error.message(),
+                )
+                yield None
+            else:
+                yield client
+        finally:
+            client.close()
+
+    @contextmanager
+    def _grpc_errors(self, verb: str, name: str, seconds: float) -> Iterator[None]:
+        from tritonclient.utils import InferenceServerException  # noqa: PLC0415 - 0.2 s that predict does not need
+
+        try:
+            yield
+        except InferenceServerException as error:
+            status = str(error.status() or "")
+            message = str(error.message())
+            if "DEADLINE_EXCEEDED" in status:
+                raise ServerTimeout(
+                    f"{self._where} did not {verb} {name!r} within {seconds:g} s; it may still do so. "
+                    "-C load_timeout=SECONDS or TRITON_LOAD_TIMEOUT gives it longer."
+                ) from None
+            # Triton itself uses UNAVAILABLE for "not in explicit mode" and for a restricted protocol.
+            if "UNAVAILABLE" in status and NOT_EXPLICIT not in message and "restricted" not in message:
+                raise ServerUnavailable(
+                    f"{self._where} went away during the {verb} of {name!r} ({message}). Look at its log."
+                ) from None
+            raise self._refused(verb, name, message) from None

@@ -1,0 +1,153 @@
+"""HTTP to Triton over one pooled, thread-safe connection pool."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import urllib3
+
+from mlflow_triton.errors import ServerTimeout, ServerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mlflow_triton.settings import Settings
+
+__all__ = ["HttpEndpoint", "Response"]
+
+#: How many connections stay open per client; further ones are opened and closed as needed.
+POOL_SIZE = 16
+CONNECT_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer: status, headers in lower case, body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> str:
+        """Triton's error text, or the beginning of whatever body there is."""
+        try:
+            document = json.loads(self.body)
+        except ValueError:
+            document = None
+        if isinstance(document, dict) and isinstance(document.get("error"), str):
+            return str(document["error"])
+        return f"HTTP {self.status} {self.body[:200].decode(errors='replace')!r}"
+
+
+class HttpEndpoint:
+    """Triton's HTTP endpoint.
+
+    Args:
+        settings: `http_url`, `headers` and `request_timeout` are used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = settings.http_url.value
+        self._source = settings.http_url
+        self._timeout = settings.request_timeout.value
+        # Without "identity", Triton compresses every answer: 62 instead of 8 ms for 1 MB.
+        self._headers = {"accept-encoding": "identity", **settings.headers.value}
+        self._pool = urllib3.PoolManager(maxsize=POOL_SIZE, retries=False)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Response:
+        """Send one request and read the whole answer.
+
+        Args:
+            method: ``GET`` or ``POST``.
+            path: Begins with a slash; already quoted.
+            body: The request's body.
+            headers: In addition to the settings' headers.
+            timeout: Seconds for connecting, and for each wait for data; default: the setting.
+
+        Raises:
+            ServerTimeout: No answer in time.
+            ServerUnavailable: Nothing listens, the connection broke, or it does not speak HTTP.
+        """
+        seconds = timeout or self._timeout
+        with self._mapped(method, path, seconds):
+            answer = self._pool.request(
+                method,
+                self.url + path,
+                body=body,
+                headers={**self._headers, **(headers or {})},
+                timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, seconds), read=seconds),
+                redirect=False,
+            )
+        return Response(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.data)
+
+    def json(self, method: str, path: str, body: object = None, *, timeout: float | None = None) -> Any:
+        """Like `request`, for JSON both ways; ``None`` stands for an empty body.
+
+        Returns:
+            The parsed answer when the status is 200, else the `Response`.
+
+        Raises:
+            ServerUnavailable: As `request`, or a 200 whose body is not JSON.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        response = self.request(method, path, body=data, timeout=timeout)
+        if response.status != 200:
+            return response
+        if not response.body:
+            return None
+        try:
+            return json.loads(response.body)
+        except ValueError:
+            raise ServerUnavailable(
+                f"{self._source} answered {method} {path} with something that is not JSON "
+                f"({response.body[:80]!r}): is it a Triton server?"
+            ) from None
+
+    @contextmanager
+    def _mapped(self, method: str, path: str, seconds: float) -> Iterator[None]:
+        what = f"Triton at {self._source}"
+        try:
+            yield
+        except urllib3.exceptions.ConnectTimeoutError:
+            limit = min(CONNECT_TIMEOUT, seconds)
+            raise ServerTimeout(
+                f"{what} could not be reached within {limit:g} s. Check the address and the network."
+            ) from None
+        except urllib3.exceptions.ReadTimeoutError:
+            raise ServerTimeout(
+                f"{what} accepted {method} {path} but did not answer within {seconds:g} s. "
+                "Look at the server's log; TRITON_REQUEST_TIMEOUT (or load_timeout, for a load) sets this limit."
+            ) from None
+        except urllib3.exceptions.NewConnectionError as error:
+            reason = str(error).rpartition(": ")[2]
+            raise ServerUnavailable(
+                f"{what} cannot be reached: {reason}. Start the server, or set TRITON_URL "
+                "(or the target URI triton://HOST:PORT) to where it listens."
+            ) from None
+        except urllib3.exceptions.SSLError as error:
+            raise ServerUnavailable(
+                f"{what}: TLS failed: {error}. Triton itself speaks plain HTTP; check https://."
+            ) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ServerUnavailable(
+                f"{what} broke off {method} {path}: {error}. It may have crashed or may not speak HTTP there; "
+                "look at the server's log."
+            ) from None
+
+
+def segment(text: str) -> str:
+    """Quote one path segment."""
+    return quote(text, safe="")

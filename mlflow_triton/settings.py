@@ -1,0 +1,284 @@
+"""Where Triton and its model repository are: target URI and environment to frozen settings.
+
+Each value comes from the first of: the target URI, the environment, the default. It keeps its
+source, which errors and ``get_deployment`` name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Generic, TypeVar
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from mlflow_triton.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["SETTINGS", "Setting", "SettingDefinition", "Settings"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """A value together with where it came from, e.g. ``environment variable TRITON_URL``."""
+
+    value: T
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.value} (from {self.source})"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDefinition:
+    """How one setting is written, and what it means.
+
+    Attributes:
+        name: The field of `Settings`, and the key in the target URI's query if `in_target`.
+        environment: The environment variable.
+        default: The default as text; ``None`` where there is none.
+        help: One sentence for users.
+        in_target: Whether ``triton://…?name=value`` may carry it.
+    """
+
+    name: str
+    environment: str
+    default: str | None
+    help: str
+    in_target: bool = True
+
+
+SETTINGS = (
+    SettingDefinition(
+        "http_url",
+        "TRITON_URL",
+        "http://localhost:8000",
+        "Triton's HTTP endpoint: HOST:PORT, http://HOST:PORT or https://HOST:PORT. "
+        "In the target URI it is the authority: triton://HOST:PORT.",
+        in_target=False,
+    ),
+    SettingDefinition(
+        "grpc_url",
+        "TRITON_GRPC_URL",
+        None,
+        "Triton's gRPC endpoint: HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, used to load and unload "
+        "models. Without it, port 8001 of the HTTP endpoint's host when that one is on port 8000; "
+        "otherwise models are loaded over HTTP, which stalls inference requests during a load.",
+    ),
+    SettingDefinition(
+        "model_repository",
+        "TRITON_MODEL_REPO",
+        None,
+        "The path, on this machine, of the model repository that Triton reads. "
+        "Everything but predict needs it.",
+    ),
+    SettingDefinition(
+        "request_timeout",
+        "TRITON_REQUEST_TIMEOUT",
+        "60",
+        "Seconds that Triton has to answer a request other than a load.",
+    ),
+    SettingDefinition(
+        "load_timeout",
+        "TRITON_LOAD_TIMEOUT",
+        "300",
+        "Seconds that Triton has to load or unload a model.",
+    ),
+    SettingDefinition(
+        "headers",
+        "TRITON_HEADERS",
+        None,
+        "Headers sent with every request to Triton, as a JSON object of strings, "
+        'e.g. {"Authorization": "Bearer …"}.',
+        in_target=False,
+    ),
+)
+_BY_NAME = {definition.name: definition for definition in SETTINGS}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a deployment client works with.
+
+    Attributes:
+        http_url: ``http://host:port`` or ``https://host:port``, without a trailing slash.
+        grpc_url: ``host:port``, with ``grpcs://`` before it for TLS; ``None``: use HTTP only.
+        model_repository: A path; ``None``: not set.
+        request_timeout: Seconds.
+        load_timeout: Seconds.
+        headers: Sent with every request.
+    """
+
+    http_url: Setting[str]
+    grpc_url: Setting[str | None]
+    model_repository: Setting[str | None]
+    request_timeout: Setting[float]
+    load_timeout: Setting[float]
+    headers: Setting[Mapping[str, str]]
+
+    @classmethod
+    def parse(cls, target_uri: str, environment: Mapping[str, str]) -> Settings:
+        """Resolve every setting, touching nothing.
+
+        Args:
+            target_uri: ``triton``, ``triton://host:port`` or ``triton://host:port?name=value&…``.
+            environment: Usually ``os.environ``.
+
+        Raises:
+            InvalidSetting: A value cannot be used; the message names its source.
+        """
+        target = _split_target(target_uri)
+        query = _query(target_uri, target)
+
+        def value(name: str) -> Setting[str | None]:
+            definition = _BY_NAME[name]
+            if name in query:
+                return Setting(query[name], f"target URI {target_uri}")
+            # An empty variable is an unset one, as in MLflow.
+            if text := environment.get(definition.environment, "").strip():
+                return Setting(text, f"environment variable {definition.environment}")
+            return Setting(definition.default, "default")
+
+        grpc_url = value("grpc_url")
+        if target.netloc:
+            http_url = _http_url(Setting(target.netloc, f"target URI {target_uri}"))
+            if "grpc_url" not in query:
+                # TRITON_GRPC_URL belongs to TRITON_URL's server, which is not the one named here.
+                grpc_url = Setting(None, "default")
+        else:
+            http_url = _http_url(value("http_url"))
+        return cls(
+            http_url=http_url,
+            grpc_url=_grpc_url(grpc_url, http_url),
+            model_repository=value("model_repository"),
+            request_timeout=_seconds(value("request_timeout"), "request_timeout"),
+            load_timeout=_seconds(value("load_timeout"), "load_timeout"),
+            headers=_headers(value("headers")),
+        )
+
+
+def _split_target(target_uri: str) -> SplitResult:
+    target = _parse(target_uri, urlsplit, f"Target URI {target_uri!r}")
+    plain = not target.scheme and target.path.lower() == "triton"
+    if not plain and target.scheme != "triton":
+        raise InvalidSetting(
+            f"Target URI {target_uri!r} is not one of this plugin's: write triton, or triton://HOST:PORT."
+        )
+    if (target.path not in ("", "/") and not plain) or target.fragment or "@" in target.netloc:
+        raise InvalidSetting(
+            f"Target URI {target_uri!r} has a part that is not understood. Write triton://HOST:PORT, "
+            "followed if need be by ?model_repository=PATH&grpc_url=HOST:PORT; "
+            "credentials go into the environment variable TRITON_HEADERS."
+        )
+    return target
+
+
+def _query(target_uri: str, target: SplitResult) -> dict[str, str]:
+    pairs = parse_qsl(target.query, keep_blank_values=True)
+    known = [definition.name for definition in SETTINGS if definition.in_target]
+    for key, text in pairs:
+        if key not in known:
+            raise InvalidSetting(
+                f"Target URI {target_uri!r}: unknown parameter {key!r}. Known: {', '.join(known)}."
+            )
+        if not text.strip():
+            raise InvalidSetting(f"Target URI {target_uri!r}: parameter {key!r} has no value.")
+    names = [key for key, _ in pairs]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidSetting(f"Target URI {target_uri!r}: parameter {repeated[0]!r} is given twice.")
+    return dict(pairs)
+
+
+def _parse(text: str, function: Callable[[str], T], what: str) -> T:
+    try:
+        return function(text)
+    except ValueError as error:
+        raise InvalidSetting(f"{what} cannot be parsed: {error}.") from None
+
+
+def _authority(text: str, setting: Setting[str | None], what: str, example: str) -> tuple[str, int | None]:
+    """Return host (with brackets if IPv6) and port of ``HOST[:PORT]``."""
+    split = _parse(f"//{text}", urlsplit, f"{what} {setting}")
+    port = _parse(text, lambda _: split.port, f"{what} {setting}")
+    if (
+        not split.hostname
+        or split.path.strip("/")
+        or split.query
+        or split.fragment
+        or split.username is not None
+    ):
+        raise InvalidSetting(f"{what} {setting} is not understood: write {example}.")
+    if any(character.isspace() for character in split.netloc):
+        raise InvalidSetting(f"{what} {setting} has a space in it: write {example}.")
+    host = f"[{split.hostname}]" if ":" in split.hostname else split.hostname
+    return host, port
+
+
+def _http_url(setting: Setting[str | None]) -> Setting[str]:
+    text = setting.value or ""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, rest = "http", text
+    if scheme.lower() not in ("http", "https"):
+        raise InvalidSetting(
+            f"Triton's HTTP URL {setting} starts with {scheme}://: write http://HOST:PORT or https://HOST:PORT. "
+            "A gRPC endpoint goes into TRITON_GRPC_URL."
+        )
+    host, port = _authority(rest, setting, "Triton's HTTP URL", "http://HOST:PORT")
+    port = port or (443 if scheme.lower() == "https" else 8000)
+    return Setting(f"{scheme.lower()}://{host}:{port}", setting.source)
+
+
+def _grpc_url(setting: Setting[str | None], http_url: Setting[str]) -> Setting[str | None]:
+    if setting.value is None:
+        http = urlsplit(http_url.value)
+        # Only Triton's own default ports go together: beside any other port, 8001 may be someone else's server.
+        if http.scheme == "http" and http.port == 8000:
+            host = http_url.value.removeprefix("http://").rpartition(":")[0]
+            return Setting(f"{host}:8001", f"default beside {http_url.value}")
+        return Setting(None, "default")
+    scheme, separator, rest = setting.value.partition("://")
+    if not separator:
+        scheme, rest = "grpc", setting.value
+    if scheme.lower() not in ("grpc", "grpcs"):
+        raise InvalidSetting(
+            f"Triton's gRPC URL {setting} starts with {scheme}://: write HOST:PORT, or grpcs://HOST:PORT for TLS."
+        )
+    host, port = _authority(rest, setting, "Triton's gRPC URL", "HOST:PORT")
+    prefix = "grpcs://" if scheme.lower() == "grpcs" else ""
+    return Setting(f"{prefix}{host}:{port or 8001}", setting.source)
+
+
+def _seconds(setting: Setting[str | None], name: str) -> Setting[float]:
+    try:
+        seconds = float(setting.value or "")
+    except ValueError:
+        seconds = math.nan
+    if not (0 < seconds < math.inf):
+        raise InvalidSetting(f"{name} {setting} is not a positive number of seconds.")
+    return Setting(seconds, setting.source)
+
+
+def _headers(setting: Setting[str | None]) -> Setting[Mapping[str, str]]:
+    if setting.value is None:
+        return Setting({}, setting.source)
+    try:
+        headers = json.loads(setting.value)
+    except json.JSONDecodeError:
+        headers = None
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        # The value itself may be a secret and is not shown.
+        raise InvalidSetting(
+            f"The headers from {setting.source} are not a JSON object of strings, "
+            'such as {"Authorization": "Bearer TOKEN"}.'
+        )
+    if any(character in "\r\n" for pair in headers.items() for text in pair for character in text):
+        raise InvalidSetting(f"The headers from {setting.source} contain a line break.")
+    return Setting(headers, setting.source)
+
+
+assert tuple(_BY_NAME) == tuple(field.name for field in fields(Settings))  # noqa: S101 - a table that must match

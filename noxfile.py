@@ -1,0 +1,83 @@
+"""The sessions that contributors and CI run: ``nox --list``. Versions and groups come from pyproject.toml."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "conformance"]
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")
+OLDEST_PYTHON = PROJECT["project"]["requires-python"].removeprefix(">=")
+FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
+
+
+def group(name: str) -> tuple[str, ...]:
+    """Return a dependency group without the project itself, which each session installs in its own way."""
+    requirements = nox.project.dependency_groups(PROJECT, name)
+    return tuple(item for item in requirements if not item.startswith(PROJECT["project"]["name"]))
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Publish, deploy, predict: the example, on a real MLflow server and a real Triton."""
+    session.install("-e", ".")
+    session.run("python", "examples/quickstart.py", *session.posargs)
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Run every test; arguments go to pytest."""
+    session.install("-e", ".[conformance]", *group("test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format, style, types and the import law; ``-- --fix`` mends what can be mended."""
+    session.install("-e", ".[conformance]", *group("lint"), *group("test"))
+    fix = "--fix" in session.posargs
+    session.run("ruff", "check", *(["--fix"] if fix else []), ".")
+    session.run("ruff", "format", *([] if fix else ["--check"]), ".")
+    session.run("mypy", *FOLDERS)
+    session.run("lint-imports")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the wheel, check it, and run the suite's quick part from it in an empty directory."""
+    session.install(*group("package"))
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    wheel = next(dist.glob("*.whl"))
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(f"{wheel}[conformance]", *group("test"))
+    session.chdir(session.create_tmp())
+    session.run("pytest", "--pyargs", "mlflow_triton_conformance", "-m", "not slow", *session.posargs)
+
+
+@nox.session(python=OLDEST_PYTHON)
+def minimums(session: nox.Session) -> None:
+    """Run the suite with the lowest versions that pyproject.toml allows, MLflow 2.22 among them."""
+    session.install("uv")
+    session.run(
+        "uv",
+        "pip",
+        "install",
+        "--resolution",
+        "lowest-direct",
+        "-e",
+        ".[conformance]",
+        *group("test"),
+        # MLflow 2.22 breaks with SQLAlchemy 2.1, which its metadata does not say.
+        "sqlalchemy>=2.0,<2.1",
+    )
+    session.run("pytest", "-m", "not slow", *session.posargs)
