@@ -130,7 +130,7 @@ def server(command: str, log: Path) -> Iterator[Callable[..., None]]:
 
     try:
         yield wait_until
-    except BaseException:
+    except (Exception, SystemExit):
         print(f"\nThe end of {log.name}:", *log.read_text(errors="replace").splitlines()[-20:], sep="\n  ")
         raise
     finally:
@@ -141,6 +141,10 @@ def server(command: str, log: Path) -> Iterator[Callable[..., None]]:
 
 
 if __name__ == "__main__":
+    # Servers that this shell is set up for have no part in this.
+    for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "TRITON_"))]:
+        if variable != "MLFLOW_TRITON_CACHE":
+            del os.environ[variable]
     # The commands are those of this environment, also when it is not activated ...
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # ... and reach the servers on this machine directly, also when downloads go through a proxy.

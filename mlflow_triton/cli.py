@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -67,3 +72,60 @@ def serve(  # noqa: PLR0913 - one parameter for each option
         arguments=triton_arguments,
     )
     serve_in_foreground(server, ready_file=ready_file)
+
+
+@main.command()
+@click.option(
+    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
+)
+def doctor(target: str) -> None:
+    """Check whether a deployment would work, one line per check, with what to do where it would not.
+
+    The exit code is 0 only if a deployment would work.
+    """
+    from mlflow_triton.doctor import diagnose  # noqa: PLC0415 - the other commands need none of it
+    from mlflow_triton.settings import Settings  # noqa: PLC0415 - same
+
+    failed = False
+    for finding in diagnose(Settings.parse(target, os.environ)):
+        failed |= finding.level == "failed"
+        click.echo(f"{finding.level:<8} {finding.check}: {finding.text}")
+    if failed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option(
+    "--model-name", required=True, metavar="NAME", help="The registered model; made if there is none."
+)
+@click.option(
+    "--model-directory",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="A model directory in Triton's layout: config.pbtxt, version directories, label files.",
+)
+@click.option("--flavor", default="triton", show_default=True, help="triton, the only flavor that there is.")
+@click.option(
+    "--alias", "aliases", multiple=True, metavar="ALIAS", help="An alias for the new version.  [repeatable]"
+)
+@click.option(
+    "--tag", "tags", multiple=True, metavar="NAME=VALUE", help="A tag of the new version.  [repeatable]"
+)
+def publish(
+    *, model_name: str, model_directory: Path, flavor: str, aliases: tuple[str, ...], tags: tuple[str, ...]
+) -> None:
+    """Publish a model directory to MLflow, as a new version of a registered model.
+
+    MLflow is the one that MLFLOW_TRACKING_URI names. A directory that Triton could not load is refused before
+    MLflow is told anything. One line of JSON goes to stdout: model_name, version, model_uri (to deploy with -m),
+    run_id, model_id, source, artifact_uri.
+    """
+    from mlflow_triton.publish import parse_tags  # noqa: PLC0415 - the other commands need none of it
+    from mlflow_triton.publish import publish as publish_directory  # noqa: PLC0415 - same
+
+    with redirect_stdout(sys.stderr):  # where MLflow's own messages belong
+        published = publish_directory(
+            model_name, model_directory, flavor=flavor, aliases=aliases, tags=parse_tags(tags)
+        )
+    click.echo(json.dumps(asdict(published)))

@@ -56,6 +56,7 @@ FLAVORS = (onnx.FLAVOR, triton.FLAVOR)
 CHUNK = 1 << 20
 #: Seconds for each call to the server while a failed change is undone.
 UNDO_TIMEOUT = 30.0
+READY_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Deployer:
         if self._repository.exists(name):
             raise self._foreign(name)
         with self._transaction(name) as (workspace, undo):
-            if any(entry.name == name for entry in self._control.index()):
+            if self._control.lists(name):
                 raise RepositoryMismatch(
                     f"The server has a model {name!r} that is not in {self._repository.path}, but in another of its "
                     "model repositories. It is untouched. Take another name."
@@ -239,7 +240,7 @@ class Deployer:
 
     def _prove_repository(self, workspace: Workspace, name: str) -> None:
         with workspace.probe() as probe:
-            seen = any(entry.name == probe for entry in self._control.index())
+            seen = self._control.lists(probe)
         if not seen:
             raise RepositoryMismatch(
                 f"The model repository {self._repository.path} is not one that the Triton server reads: the server "
@@ -328,19 +329,19 @@ class Deployer:
         if not was_ready or self._control.is_server_ready():
             return
         for version in record.versions:
-            reasons = []
-            for backend in BACKENDS:
-                if not (
-                    reason := load_trial(self._control, backend, record.name, version=version, timeout=UNDO_TIMEOUT)
-                ):
-                    break
-                reasons.append(reason)
-            if self._control.is_server_ready():
-                return
-        raise ServerRefused(
-            "The server calls itself not ready (/v2/health/ready) since the load failed, as Triton does by default "
-            "until it is restarted; --strict-readiness=false prevents it."
-        )
+            any(
+                load_trial(self._control, backend, record.name, version=version, timeout=UNDO_TIMEOUT) is None
+                for backend in BACKENDS
+            )
+        # Other models that are being loaded or unloaded make a server unready as well, for a while.
+        deadline = time.monotonic() + READY_TIMEOUT
+        while not self._control.is_server_ready():
+            if time.monotonic() > deadline:
+                raise ServerRefused(
+                    "The server calls itself not ready (/v2/health/ready) since the load failed, as Triton does by "
+                    "default until it is restarted; --strict-readiness=false prevents it."
+                )
+            time.sleep(0.1)
 
     def _serve_again(self, old: Record, was_ready: bool) -> None:
         """Bring the server back to a deployment whose directory is in place again."""

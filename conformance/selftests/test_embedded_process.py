@@ -21,6 +21,7 @@ import pytest
 
 from mlflow_triton.embedded import EmbeddedTriton, Runtime, provision
 from mlflow_triton.embedded.process import _listening_ports
+from mlflow_triton.embedded.supervisor import sweep
 from mlflow_triton.errors import EmbeddedServerError, InvalidParameter, RepositoryError
 
 if TYPE_CHECKING:
@@ -229,6 +230,39 @@ def test_a_killed_process_takes_the_rest_along(victim: str, make: Callable[..., 
     assert wait_until(lambda: not traces.left()), traces.left()
 
 
+def test_an_interrupt_is_the_owners_to_decide_about(repository: Path) -> None:
+    """Supervisor, server and stubs are outside the process group that Ctrl-C in a terminal interrupts."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(repository), "plain"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout
+        traces = Traces.of(int(process.stdout.readline()))
+        assert os.getpgid(process.pid) not in {os.getpgid(p.pid) for p in traces.processes}
+        process.kill()
+    assert wait_until(lambda: not traces.left()), traces.left()
+
+
+def test_no_process_outlives_owner_and_supervisor(repository: Path) -> None:
+    """SIGKILL of the owner and of the supervisor at once still ends the server and its stubs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(repository), "plain"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        traces = Traces.of(int(process.stdout.readline()))
+        supervisor, server, _ = traces.processes
+        for victim in (supervisor, psutil.Process(process.pid)):
+            victim.suspend()  # neither shall see the other die
+        for victim in (supervisor, psutil.Process(process.pid)):
+            victim.kill()
+    try:
+        assert wait_until(lambda: not any(p in traces.processes for p in traces.left())), traces.left()
+    finally:
+        sweep(server.pid, traces.shared_memory, traces.directory)
+
+
 def test_a_server_survives_the_thread_that_started_it(make: Callable[..., EmbeddedTriton]) -> None:
     """The end of the thread that started a server does not end the server."""
     server = make()
@@ -277,20 +311,21 @@ def test_a_late_server_is_given_up(make: Callable[..., EmbeddedTriton]) -> None:
 def test_a_port_lost_in_between_is_replaced(
     make: Callable[..., EmbeddedTriton], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When another process takes a port that was found free, the server starts on another one."""
+    """When another server takes a port that was found free, it is not mistaken for this one, which moves on."""
     server = make()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with make() as other:
         choose = server._choose_ports
         choices: list[dict[str, int]] = []
 
         def unlucky_once() -> dict[str, int]:
-            choices.append(choose() if choices else {**choose(), "grpc": taken.getsockname()[1]})
+            choices.append(choose() if choices else {**choose(), "http": other._ports["http"]})
             return choices[-1]
 
         monkeypatch.setattr(server, "_choose_ports", unlucky_once)
         server.start()
         assert len(choices) == 2
-        assert server.grpc_url == f"127.0.0.1:{choices[1]['grpc']}"
+        assert server.http_url == f"http://127.0.0.1:{choices[1]['http']}"
+        assert server.http_url != other.http_url
 
 
 def test_a_chosen_port_that_is_taken_is_refused(make: Callable[..., EmbeddedTriton]) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -63,6 +64,8 @@ def test_serve_announces_itself_and_ends_cleanly(number: signal.Signals, tmp_pat
         with urllib.request.urlopen(f"{about['http_url']}/v2", timeout=5) as answer:  # noqa: S310 - an http URL
             assert json.load(answer)["version"] == about["version"]
         os.killpg(process.pid, number)  # as Ctrl-C in a terminal does
+        time.sleep(0.3)
+        os.killpg(process.pid, number)  # an impatient second one, while Triton ends
         out, err = process.communicate(timeout=20)
     assert process.returncode == 0
     assert out == ""

@@ -157,6 +157,10 @@ def test_every_directory_is_a_version_refused_or_ignored_by_triton(name: str) ->
             layout("v1/model.py", config=PYTHON),
             "there is no version directory (the directories it has are v1)",
         ),
+        (
+            layout("one/1/model.py", "two/config.pbtxt"),
+            "give the directory of one model, such as 'one' in it",
+        ),
         (layout("1/other.py", config=PYTHON), "version 1 has no model.py"),
         (layout(config=PYTHON, directories=("1",)), "version 1 has no model.py"),
         (layout("1/model.py", config=ONNX), "version 1 has no model.onnx"),

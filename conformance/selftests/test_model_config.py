@@ -46,12 +46,12 @@ def problem(text: str | bytes) -> str:
     [
         ('name: "x"\ninput { dimz: 1 }', "2:9", 'ModelInput has no field "dimz"; did you mean "dims"?'),
         ("quux: 1", "1:1", 'ModelConfig has no field "quux"; it has name, platform, backend'),
-        ('input { data_type: "TYPE_FP32" }', "1:20", "Expected identifier or number"),
         (
             "input { data_type: TYPE_FLOAT32 }",
             "1:20",
             'has no value "TYPE_FLOAT32"; it has TYPE_INVALID, TYPE_BOOL',
         ),
+        ("input { data_type: 'TYPE_FP32' }", "1:20", "DataType TYPE_FP32 stands in quotes"),
         ("max_batch_size: 99999999999", "1:17", "Value out of range: 99999999999"),
         ("max_batch_size: many", "1:17", "Couldn't parse integer: many"),
         ('backend: "a"\nbackend: "b"', "2:10", 'should not have multiple "backend" fields'),

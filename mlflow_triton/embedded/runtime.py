@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import logging
 import os
 import platform
@@ -31,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -352,14 +351,14 @@ def _downloaded(wheel: _Wheel, folder: Path) -> Path:
 
 
 def _pip(interpreter: Interpreter) -> list[str]:
-    if sys.executable and importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
-    own = [str(interpreter.executable), "-m", "pip"]
-    if subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0:
-        return own
-    found = shutil.which("pip") or shutil.which("pip3")
-    if found:
-        return [found]
+    for candidate in (
+        [sys.executable, "-m", "pip"],
+        [str(interpreter.executable), "-m", "pip"],
+        [shutil.which("pip") or shutil.which("pip3") or ""],
+    ):
+        with suppress(OSError):  # there is no such program
+            if subprocess.run([*candidate, "--version"], capture_output=True, check=False).returncode == 0:
+                return candidate
     raise EmbeddedServerError(
         "pip is needed once to download the embedded Triton server, and neither this Python nor "
         f"{interpreter.executable} has it. Run `{sys.executable or 'python'} -m ensurepip` or "

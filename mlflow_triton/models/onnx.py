@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mlflow_triton.errors import InvalidModel
 from mlflow_triton.models.contents import Contents
 from mlflow_triton.models.onnx_file import external_data
-from mlflow_triton.models.resolve import foreign_errors, run_artifacts
+from mlflow_triton.models.resolve import run_artifacts
+from mlflow_triton.models.tracking import foreign_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

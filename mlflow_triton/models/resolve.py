@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from mlflow_triton.errors import InvalidModel, ModelNotFound, ServerUnavailable, TritonPluginError
+from mlflow_triton.errors import InvalidModel, ModelNotFound
+from mlflow_triton.models.tracking import first_words, foreign_errors, require_server
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["Origin", "ResolvedModel", "foreign_errors", "resolve", "run_artifacts", "tracking_uri"]
+__all__ = ["Origin", "ResolvedModel", "resolve", "run_artifacts"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +71,7 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
     """
     if not str(uri).strip():
         raise ModelNotFound(f"The model URI {uri!r} is empty. Write, for example, models:/NAME/1.")
+    require_server()
     with foreign_errors(uri):
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     # MLflow returns the URI's own path when there is nothing to copy it from.
@@ -91,7 +88,7 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
         model = Model.load(str(mlmodel))
         flavors = {str(name): dict(values or {}) for name, values in dict(model.flavors).items()}
     except Exception as error:  # noqa: BLE001 - MLflow raises whatever its parsers raise on a broken file
-        raise InvalidModel(f"{uri}: its MLmodel file cannot be read: {_first_line(error)}") from None
+        raise InvalidModel(f"{uri}: its MLmodel file cannot be read: {first_words(error)}") from None
     meta = _registered_model_meta(path / REGISTERED_MODEL_META)
     return ResolvedModel(
         path,
@@ -111,41 +108,6 @@ def _registered_model_meta(path: Path) -> dict[str, Any]:
         return {}
     meta = yaml.safe_load(path.read_text(encoding="utf-8"))
     return meta if isinstance(meta, dict) else {}
-
-
-@contextmanager
-def foreign_errors(what: str) -> Iterator[None]:
-    """Turn what MLflow and its stores raise into this package's errors, naming `what`."""
-    try:
-        yield
-    except TritonPluginError:
-        raise
-    except MlflowException as error:
-        reason = _first_line(error)
-        where = f"MLflow at {tracking_uri()}"
-        if (
-            error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-            or "No such file" in reason
-        ):
-            raise ModelNotFound(
-                f"{what} was not found. {where} says: {reason} Check the URI, and MLFLOW_TRACKING_URI."
-            ) from None
-        raise ServerUnavailable(
-            f"{what} could not be read. {where} says: {reason} Nothing was changed."
-        ) from None
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelNotFound(f"{what} was not found: {error.filename or error} does not exist.") from None
-    except OSError as error:
-        # requests' exceptions are OSErrors too.
-        raise ServerUnavailable(
-            f"{what} could not be read from MLflow at {tracking_uri()}: {_first_line(error)} "
-            "Nothing was changed. Check MLFLOW_TRACKING_URI and that the server runs."
-        ) from None
-
-
-def tracking_uri() -> str:
-    """Return MLflow's tracking URI without a password that stands in it."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", str(mlflow.get_tracking_uri()))
 
 
 def run_artifacts(model: ResolvedModel, suffixes: frozenset[str], destination: Path) -> list[Path]:
@@ -184,9 +146,3 @@ def run_artifacts(model: ResolvedModel, suffixes: frozenset[str], destination: P
         for name in names
         if PurePosixPath(name).suffix in suffixes and not (model.path / name).exists()
     ]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip().strip("#").strip() for line in str(error).splitlines()]
-    text = " ".join(line for line in lines if line)[:500] or type(error).__name__
-    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton.models.resolve import ResolvedModel
 
-__all__ = ["FLAVOR", "contents", "scan"]
+__all__ = ["FLAVOR", "contents", "directory", "scan"]
 
 FLAVOR = "triton"
 #: Left by interpreters and file managers in any directory that they open; never a part of a model.
@@ -32,25 +32,30 @@ def contents(model: ResolvedModel) -> Contents:
     Raises:
         InvalidModel: MLmodel does not name a directory inside the model, or it cannot be read.
     """
+    return scan(directory(model), origin=model.origin.uri)
+
+
+def directory(model: ResolvedModel) -> Path:
+    """Return the directory in Triton's layout: the one that MLmodel names (``flavors.triton.data``).
+
+    Args:
+        model: The resolved model, which has this flavor.
+
+    Raises:
+        InvalidModel: MLmodel does not name a directory inside the model.
+    """
     data = model.flavors[FLAVOR].get("data")
-    if not isinstance(data, str) or not data.strip():
-        raise InvalidModel(
-            f"{model.origin.uri}: MLmodel does not say where the Triton model is (flavors.triton.data). "
-            "Nothing was changed. Publish it again: mlflow-triton publish."
-        )
-    relative = PurePosixPath(data)
-    directory = model.path / relative
-    if not relative.parts or "\0" in data or not _is_inside(directory, model.path):
-        raise InvalidModel(
-            f"{model.origin.uri}: MLmodel names the directory {data!r}, which is not a directory inside of the model. "
-            "Nothing was changed. Publish it again: mlflow-triton publish."
-        )
-    if not directory.is_dir():
-        raise InvalidModel(
-            f"{model.origin.uri}: MLmodel names the directory {data!r}, which is not there. "
-            "Nothing was changed. Publish it again: mlflow-triton publish."
-        )
-    return scan(directory, origin=model.origin.uri)
+    path = model.path / data if isinstance(data, str) and "\0" not in data else model.path
+    if path == model.path or path.is_symlink() or not path.resolve().is_relative_to(model.path.resolve()):
+        problem = "which is not a directory inside of the model"
+    elif not path.is_dir():
+        problem = "which is not there"
+    else:
+        return path
+    raise InvalidModel(
+        f"{model.origin.uri}: MLmodel says that the Triton model is in {data!r} (flavors.triton.data), {problem}. "
+        "Nothing was changed. Publish it again: mlflow-triton publish."
+    )
 
 
 def scan(directory: Path, *, origin: str) -> Contents:
@@ -92,7 +97,3 @@ def scan(directory: Path, *, origin: str) -> Contents:
             f"{origin}: {error.filename} cannot be read: {error.strerror}. Nothing was changed."
         ) from None
     return Contents(dict(sorted(files.items())), text, frozenset(directories), unusual)
-
-
-def _is_inside(path: Path, root: Path) -> bool:
-    return not path.is_symlink() and path.resolve().is_relative_to(root.resolve())

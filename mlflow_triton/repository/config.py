@@ -20,7 +20,9 @@ from mlflow_triton.errors import InvalidModelConfig
 __all__ = ["ModelConfig", "check", "is_ensemble", "parameter", "parse", "served", "to_json", "with_parameter"]
 
 _NO_FIELD: Final = re.compile(r'Message type "(?P<type>[\w.]+)" has no field named "(?P<word>[^"]*)"')
-_NO_VALUE: Final = re.compile(r'Enum type "(?P<type>[\w.]+)" has no value named (?P<word>\w+)')
+_NO_VALUE: Final = re.compile(
+    r"""Enum type "(?P<type>[\w.]+)" has no value named ["']?(?P<word>[^"'.]*)""",
+)
 _LONGEST_PROBLEM: Final = 300
 # An instance's name is a part of its stub process's command line.
 _UNSAFE_IN_COMMAND: Final = re.compile(r"[\s\"'`$\\;&|<>(){}\[\]*?!#~]")
@@ -241,6 +243,8 @@ def _explain(error: text_format.ParseError) -> str:
         )
     if match := _NO_VALUE.search(text):
         enum = DESCRIPTOR.pool.FindEnumTypeByName(match["type"])
+        if match["word"] in enum.values_by_name:
+            return f"{enum.name} {match['word']} stands in quotes: remove them"
         return f"{enum.name} has no value {_quoted(match['word'])}; it has {', '.join(enum.values_by_name)}"
     if "surrogate" in text:
         return "the text here is not UTF-8: save the file as UTF-8"

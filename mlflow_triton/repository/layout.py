@@ -169,10 +169,21 @@ class Layout:
                 f"the server: name a version directory with a plain number of 0 to {HIGHEST_VERSION} without "
                 "leading zeros, and others beginning with a letter"
             )
-        if not self.versions and not odd:
-            others = ", ".join(sorted(self._top_directories())[:5])
-            found = f"the directories it has are {others}" if others else "it has no directories"
-            yield f"there is no version directory ({found}): put the model's files in a directory named 1"
+        if self.versions or odd:
+            return
+        others = sorted(self._top_directories())
+        found = f"the directories it has are {', '.join(others[:5])}" if others else "it has no directories"
+        inner = {
+            p.parts[0]
+            for p in self.files
+            if len(p.parts) > 1 and (p.parts[1] == CONFIG_FILE or _is_version(p.parts[1]))
+        }
+        remedy = (
+            f"give the directory of one model, such as {min(inner)!r} in it"
+            if inner
+            else "put the model's files in a directory named 1"
+        )
+        yield f"there is no version directory ({found}): {remedy}"
 
     def _model_files(self, name: str | None) -> Iterator[str]:
         config = self.config

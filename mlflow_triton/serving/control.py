@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton.errors import LoadFailed, ServerRefused, ServerTimeout, ServerUnavailable
-from mlflow_triton.serving.http import HttpEndpoint, Response, segment
+from mlflow_triton.serving.http import HttpEndpoint, Response, one_line, segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,6 +66,7 @@ class Control:
     def __init__(self, http: HttpEndpoint, settings: Settings) -> None:
         self._http = http
         self._settings = settings
+        self._warned = False
 
     def server(self) -> ServerInfo:
         """Return the server's name, version and extensions."""
@@ -88,9 +89,18 @@ class Control:
                 f"{self._where} answered /v2/repository/index with a list of something else."
             )
         return [
-            IndexEntry(entry["name"], entry.get("version"), entry.get("state"), str(entry.get("reason", "")))
+            IndexEntry(
+                entry["name"],
+                entry.get("version"),
+                entry.get("state"),
+                one_line(str(entry.get("reason", ""))),
+            )
             for entry in entries
         ]
+
+    def lists(self, name: str) -> bool:
+        """Say whether the server's model repositories have a directory of this name."""
+        return any(entry.name == name for entry in self.index())
 
     def config(self, name: str) -> dict[str, Any] | None:
         """Return the configuration with which the server runs a model; ``None`` when it serves none."""
@@ -189,6 +199,11 @@ class Control:
             time.sleep(pause)
             pause = min(pause * 2, 0.1)
 
+    def grpc_answers(self) -> bool:
+        """Say whether models are loaded over gRPC."""
+        with self._grpc() as grpc:
+            return grpc is not None
+
     @property
     def _where(self) -> str:
         return f"Triton at {self._settings.http_url}"
@@ -203,7 +218,7 @@ class Control:
                 hint = " A broken symbolic link in the model repository does this: remove it."
             elif answer.status == 403:
                 hint = " Set TRITON_HEADERS to the header that it expects."
-            raise ServerRefused(f"{self._where} refused {path}: {answer.error}.{hint}")
+            raise ServerRefused(f"{self._where} refused {path}: {answer.error}{hint}")
         if not isinstance(answer, kind):
             raise ServerUnavailable(f"{self._where} answered {path} in a form that Triton never uses.")
         return answer
@@ -214,24 +229,23 @@ class Control:
             hint = " Start the server with --model-control-mode=explicit."
         elif "failed to poll from model repository" in reason:
             hint = " Triton says more in its log only ('Poll failed for model directory')."
-        return LoadFailed(
-            f"{self._where} could not {verb} {name!r}: {reason.strip()}{'' if reason.endswith('.') else '.'}{hint}"
-        )
+        return LoadFailed(f"{self._where} could not {verb} {name!r}: {reason}{hint}")
 
     @property
     def _grpc_headers(self) -> Mapping[str, str]:
         return {key.lower(): value for key, value in self._settings.headers.value.items()}
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            log.warning("Models are loaded over HTTP, which stalls inference requests meanwhile: %s.", reason)
+            self._warned = True
 
     @contextmanager
     def _grpc(self) -> Iterator[Any]:
         """Yield a gRPC client that is connected, or ``None``."""
         setting = self._settings.grpc_url
         if setting.value is None:
-            log.warning(
-                "No gRPC URL is known for %s: models are loaded over HTTP, which stalls inference requests "
-                "meanwhile. Set TRITON_GRPC_URL.",
-                self._where,
-            )
+            self._warn(f"no gRPC URL is known for {self._where}; set TRITON_GRPC_URL")
             yield None
             return
         from tritonclient.grpc import InferenceServerClient  # noqa: PLC0415 - 0.3 s that predict does not need
@@ -243,12 +257,7 @@ class Control:
             try:
                 client.is_server_live(headers=self._grpc_headers, client_timeout=GRPC_CONNECT_TIMEOUT)
             except InferenceServerException as error:
-                log.warning(
-                    "Triton's gRPC endpoint %s gives no usable answer (%s): models are loaded over HTTP, "
-                    "which stalls inference requests meanwhile.",
-                    setting,
-                    error.message(),
-                )
+                self._warn(f"Triton's gRPC endpoint {setting} gives no usable answer ({error.message()})")
                 yield None
             else:
                 yield client
@@ -274,4 +283,4 @@ class Control:
                 raise ServerUnavailable(
                     f"{self._where} went away during the {verb} of {name!r} ({message}). Look at its log."
                 ) from None
-            raise self._refused(verb, name, message) from None
+            raise self._refused(verb, name, one_line(message)) from None

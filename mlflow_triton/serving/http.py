@@ -40,8 +40,14 @@ class Response:
         except ValueError:
             document = None
         if isinstance(document, dict) and isinstance(document.get("error"), str):
-            return str(document["error"])
-        return f"HTTP {self.status} {self.body[:200].decode(errors='replace')!r}"
+            return one_line(str(document["error"]))
+        return f"HTTP {self.status} {self.body[:200].decode(errors='replace')!r}."
+
+
+def one_line(reason: str) -> str:
+    """Return Triton's reason as one sentence, without the traceback that Python backends append."""
+    text = " ".join(reason.partition("\n\nAt:\n")[0].split()).rstrip(";. ")
+    return f"{text}." if text else ""
 
 
 class HttpEndpoint:
@@ -121,6 +127,13 @@ class HttpEndpoint:
         what = f"Triton at {self._source}"
         try:
             yield
+        # A refused connection is a kind of ConnectTimeoutError in urllib3.
+        except urllib3.exceptions.NewConnectionError as error:
+            reason = str(error).rpartition(": ")[2]
+            raise ServerUnavailable(
+                f"{what} cannot be reached: {reason}. Start the server, or set TRITON_URL "
+                "(or the target URI triton://HOST:PORT) to where it listens."
+            ) from None
         except urllib3.exceptions.ConnectTimeoutError:
             limit = min(CONNECT_TIMEOUT, seconds)
             raise ServerTimeout(
@@ -131,19 +144,13 @@ class HttpEndpoint:
                 f"{what} accepted {method} {path} but did not answer within {seconds:g} s. "
                 "Look at the server's log; TRITON_REQUEST_TIMEOUT (or load_timeout, for a load) sets this limit."
             ) from None
-        except urllib3.exceptions.NewConnectionError as error:
-            reason = str(error).rpartition(": ")[2]
-            raise ServerUnavailable(
-                f"{what} cannot be reached: {reason}. Start the server, or set TRITON_URL "
-                "(or the target URI triton://HOST:PORT) to where it listens."
-            ) from None
         except urllib3.exceptions.SSLError as error:
             raise ServerUnavailable(
                 f"{what}: TLS failed: {error}. Triton itself speaks plain HTTP; check https://."
             ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ServerUnavailable(
-                f"{what} broke off {method} {path}: {error}. It may have crashed or may not speak HTTP there; "
+                f"{what} broke off {method} {path}: {str(error)[:80]!r}. It may have crashed or may not speak HTTP there; "
                 "look at the server's log."
             ) from None
 

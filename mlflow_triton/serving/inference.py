@@ -40,7 +40,7 @@ class ModelMetadata:
 
 def _missing(name: str, http: HttpEndpoint, reason: str) -> DeploymentNotFound:
     return DeploymentNotFound(
-        f"Triton at {http.url} serves no model {name!r}: {reason}. "
+        f"Triton at {http.url} serves no model {name!r}: {reason} "
         "See what is deployed with: mlflow deployments list -t triton"
     )
 
@@ -57,7 +57,7 @@ def metadata(http: HttpEndpoint, name: str) -> ModelMetadata:
     if isinstance(answer, Response):
         if answer.status in (400, 404):
             raise _missing(name, http, answer.error)
-        raise ServerRefused(f"Triton at {http.url} refused {path}: {answer.error}.")
+        raise ServerRefused(f"Triton at {http.url} refused {path}: {answer.error}")
     try:
         return ModelMetadata(answer["name"], _tensors(answer["inputs"]), _tensors(answer["outputs"]))
     except (KeyError, TypeError, ValueError):

@@ -50,7 +50,9 @@ def load_trial(control: Control, backend: str, name: str, *, version: int, timeo
         "version_policy": {"specific": {"versions": [version]}},
     }
     try:
-        control.load(name, config_json=json.dumps(config), files={f"{version}/{file}": content}, timeout=timeout)
+        control.load(
+            name, config_json=json.dumps(config), files={f"{version}/{file}": content}, timeout=timeout
+        )
     except LoadFailed as error:
         return error.message
     control.unload(name, timeout=timeout)

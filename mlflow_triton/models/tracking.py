@@ -1,0 +1,91 @@
+"""The MLflow server itself: whether it is there, and what its client raises."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import mlflow
+import requests
+from mlflow.exceptions import MlflowException
+
+from mlflow_triton.errors import ModelNotFound, ServerUnavailable, TritonPluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["first_words", "foreign_errors", "require_server", "tracking_uri"]
+
+#: Seconds for connecting, and for the answer.
+TIMEOUT = 10.0
+
+
+def tracking_uri() -> str:
+    """Return MLflow's tracking URI without a password that stands in it."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", str(mlflow.get_tracking_uri()))
+
+
+def require_server() -> str | None:
+    """Find out at once whether MLflow's server is there: its client tries for four minutes.
+
+    Returns:
+        The server's version, or ``None`` where there is no server (a database or a directory), or where
+        it does not say (the client may still get along with it, e.g. with credentials).
+
+    Raises:
+        ServerUnavailable: Nothing listens there, or it does not answer in time.
+    """
+    uri = str(mlflow.get_tracking_uri())
+    if not uri.startswith(("http://", "https://")):
+        return None
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/version", timeout=TIMEOUT)
+    except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
+        return None
+    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+        how = "does not answer" if isinstance(error, requests.exceptions.ReadTimeout) else "cannot be reached"
+        raise ServerUnavailable(
+            f"MLflow at {tracking_uri()} {how}. Nothing was changed. Start it (mlflow server), "
+            "or set MLFLOW_TRACKING_URI to where it is."
+        ) from None
+    except requests.exceptions.RequestException as error:
+        raise ServerUnavailable(
+            f"MLFLOW_TRACKING_URI {tracking_uri()} cannot be used: {first_words(error)}"
+        ) from None
+    version = answer.text.strip()
+    return version if answer.status_code == 200 and re.fullmatch(r"\d[\w.+-]{0,30}", version) else None
+
+
+@contextmanager
+def foreign_errors(what: str) -> Iterator[None]:
+    """Turn what MLflow and its stores raise into this package's errors, naming `what`."""
+    try:
+        yield
+    except TritonPluginError:
+        raise
+    except MlflowException as error:
+        reason = first_words(error)
+        where = f"MLflow at {tracking_uri()}"
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") or "No such" in reason:
+            raise ModelNotFound(
+                f"{what} was not found. {where} says: {reason} Check the URI, and MLFLOW_TRACKING_URI."
+            ) from None
+        raise ServerUnavailable(
+            f"{what} could not be read. {where} says: {reason} Nothing was changed."
+        ) from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelNotFound(f"{what} was not found: {error.filename or error} does not exist.") from None
+    except OSError as error:
+        # requests' exceptions are OSErrors too.
+        raise ServerUnavailable(
+            f"{what} could not be read from MLflow at {tracking_uri()}: {first_words(error)} "
+            "Nothing was changed. Check MLFLOW_TRACKING_URI and that the server runs."
+        ) from None
+
+
+def first_words(error: BaseException) -> str:
+    """Return an exception's text as one sentence of bounded length."""
+    lines = [line.strip().strip("#").strip() for line in str(error).splitlines()]
+    text = " ".join(line for line in lines if line)[:500] or type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
