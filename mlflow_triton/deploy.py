@@ -118,7 +118,7 @@ class Deployer:
             undo.append(lambda: self._make_ready_again(record, was_ready=was_ready))
             undo.append(lambda: workspace.remove(name))
             undo.append(lambda: self._control.unload(name, timeout=UNDO_TIMEOUT))
-            self._load(record, override, options)
+            self._load(record, override, options, otherwise=f"Nothing of {name!r} is left behind.")
         log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
         return record
 
@@ -144,7 +144,8 @@ class Deployer:
             undo.append(lambda: self._serve_again(old, was_ready))
             workspace.swap(name)
             undo.append(lambda: workspace.swap(name))
-            self._load(record, override, options)
+            unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
+            self._load(record, override, options, otherwise=unchanged)
         log.info("Updated the deployment %r (%s) to %s.", name, record.deployment_id, model_uri)
         return record
 
@@ -304,19 +305,19 @@ class Deployer:
         _freshen(workspace.model)
         return record, _override(layout.config, deployment_id)
 
-    def _load(self, record: Record, override: str, options: DeploymentOptions) -> None:
-        """Load what was published and prove that it is what serves."""
+    def _load(self, record: Record, override: str, options: DeploymentOptions, *, otherwise: str) -> None:
+        """Load what was published and prove that it is what serves; `otherwise` tells what a failure leaves."""
         started = time.monotonic()
         try:
             self._control.load(record.name, config_json=override, timeout=options.load_timeout)
         except LoadFailed as error:
-            raise LoadFailed(f"{error.message} The deployment is as it was before.") from None
+            raise LoadFailed(f"{error.message} {otherwise}") from None
         serving = self.serving_id(record.name)
         if serving != record.deployment_id:
             raise RepositoryMismatch(
                 f"Triton says that it loaded {record.name!r}, but serves deployment {serving or 'nothing of ours'} "
                 f"and not {record.deployment_id}: another client changed it in the meantime, or TRITON_GRPC_URL and "
-                "TRITON_URL are not one server. The deployment is as it was before on disk."
+                f"TRITON_URL are not one server. {otherwise}"
             )
         if not self._control.is_ready(record.name):
             raise LoadFailed(

@@ -110,7 +110,7 @@ def publish(
     with _mlflow_errors(), ExitStack() as undo:
         run, info = _log(client, model_directory, undo)
         if old_aliases is None:
-            undo.callback(_attempt, client.delete_registered_model, model_name)
+            undo.callback(_attempt, _delete_if_empty, client, model_name)
         version = mlflow.register_model(info.model_uri, model_name, tags=dict(tags or {}))
         undo.callback(_attempt, client.delete_model_version, model_name, version.version)
         for alias in aliases:
@@ -176,13 +176,19 @@ def _aliases(client: MlflowClient, model_name: str) -> dict[str, str] | None:
         raise
 
 
-def _attempt(step: Callable[..., object], *arguments: str) -> None:
+def _delete_if_empty(client: MlflowClient, model_name: str) -> None:
+    """Delete a registered model, unless another process has made a version of it in the meantime."""
+    if not client.search_model_versions(f"name = '{model_name}'", max_results=1):
+        client.delete_registered_model(model_name)
+
+
+def _attempt(step: Callable[..., object], *arguments: object) -> None:
     """Undo one step; what cannot be undone is said and left."""
     try:
         with _impatient():
             step(*arguments)
     except Exception as error:  # noqa: BLE001 - each store raises what its own library raises
-        log.warning("Could not be undone: %s of %s: %s", step.__name__, arguments, _reason(error))
+        log.warning("Could not be undone: %s %s: %s", step.__name__, arguments, _reason(error))
 
 
 @contextmanager

@@ -21,7 +21,6 @@ import pytest
 
 from mlflow_triton.embedded import EmbeddedTriton, Runtime, provision
 from mlflow_triton.embedded.process import _listening_ports
-from mlflow_triton.embedded.supervisor import sweep
 from mlflow_triton.errors import EmbeddedServerError, InvalidParameter, RepositoryError
 
 if TYPE_CHECKING:
@@ -43,11 +42,12 @@ input [ { name: "X" data_type: TYPE_FP32 dims: [ 2 ] } ]
 output [ { name: "Y" data_type: TYPE_FP32 dims: [ 2 ] } ]
 instance_group [ { count: 1 kind: KIND_CPU } ]
 """
+LOADS = ["--load-model=identity", "--load-model=onnx_float32_int32_int32"]
 OWNER = """
 import os, sys, time
 from mlflow_triton.embedded import EmbeddedTriton
 
-server = EmbeddedTriton(sys.argv[1], arguments=["--load-model=identity"])
+server = EmbeddedTriton(sys.argv[1], arguments=sys.argv[3:])
 server.start()
 if sys.argv[2] == "forks" and os.fork() == 0:
     time.sleep(60)
@@ -81,28 +81,26 @@ class Traces:
 
     processes: list[psutil.Process]
     directory: Path
-    shared_memory: str
+    shared_memory: list[Path]
 
     @classmethod
     def of(cls, pid: int) -> Traces:
         """Find the traces of the server with this process id."""
         server = psutil.Process(pid)
-        command = " ".join(server.cmdline())
-        prefix = re.search(r"shm-region-prefix-name=(\S+)", command)
-        assert prefix
         supervisor = server.parent()
         assert supervisor
         processes = [supervisor, server, *server.children(recursive=True)]
-        return cls(processes, Path(server.environ()["TMPDIR"]), prefix[1])
+        mapped = {mapping.path for process in processes for mapping in process.memory_maps()}
+        regions = [Path(path) for path in mapped if path.startswith("/dev/shm/")]  # noqa: S108 - where they are
+        return cls(processes, Path(server.environ()["TMPDIR"]), regions)
 
-    def regions(self) -> list[Path]:
-        """Return the server's shared memory regions."""
-        return list(Path("/dev/shm").glob(f"{self.shared_memory}*"))  # noqa: S108 - where they are
+    def running(self) -> list[psutil.Process]:
+        """Return the processes that still run."""
+        return [p for p in self.processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     def left(self) -> list[object]:
-        """Return the traces that are still there."""
-        running = [p for p in self.processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        return [*running, *self.regions(), *([self.directory] if self.directory.exists() else [])]
+        """Return all that is still there."""
+        return [*self.running(), *(path for path in [*self.shared_memory, self.directory] if path.exists())]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +111,9 @@ def runtime() -> Runtime:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Return a model repository with one Python model, `identity`."""
+    """Return a model repository with the Python model `identity` and an ONNX model, the example's."""
+    example = Path(__file__).parents[2] / "examples" / "onnx_float32_int32_int32"
+    shutil.copytree(example, tmp_path / "models" / example.name)
     version = tmp_path / "models" / "identity" / "1"
     version.mkdir(parents=True)
     (version / "model.py").write_text(MODEL)
@@ -165,11 +165,11 @@ def infer(server: EmbeddedTriton) -> list[float]:
 
 def test_a_server_serves_and_leaves_nothing(make: Callable[..., EmbeddedTriton]) -> None:
     """A started server answers on all three addresses, and a stopped one leaves nothing but its log."""
-    server = make(arguments=["--load-model=identity"])
+    server = make(arguments=[*LOADS, "--exit-timeout-secs=20"])
     with server:
         traces = Traces.of(server.pid)
-        assert len(traces.processes) == 3  # supervisor, server, one stub
-        assert traces.regions()
+        assert len(traces.processes) >= 4  # supervisor, server, a stub for each model
+        assert traces.shared_memory
         assert infer(server) == [1.5, -2.0]
         assert server.version == json.loads(fetch(f"{server.http_url}/v2"))["version"]
         assert b"nv_inference_request_success" in fetch(server.metrics_url)
@@ -200,15 +200,15 @@ def test_a_server_can_be_started_again(make: Callable[..., EmbeddedTriton]) -> N
 def test_nothing_outlives_an_owner_that_is_killed(owner: str, repository: Path) -> None:
     """SIGKILL of the owner ends server and stubs, and removes shared memory and temporary files."""
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", OWNER, str(repository), owner],
+        [sys.executable, "-W", "ignore", "-c", OWNER, str(repository), owner, *LOADS],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout
         traces = Traces.of(int(process.stdout.readline()))
         children = psutil.Process(process.pid).children()
-        assert len(traces.processes) == 3
-        assert traces.regions()
+        assert len(traces.processes) >= 4
+        assert traces.shared_memory
         assert traces.directory.is_dir()
         process.kill()
     assert wait_until(lambda: not traces.left()), traces.left()
@@ -220,10 +220,10 @@ def test_nothing_outlives_an_owner_that_is_killed(owner: str, repository: Path) 
 @pytest.mark.parametrize("victim", ["supervisor", "server"])
 def test_a_killed_process_takes_the_rest_along(victim: str, make: Callable[..., EmbeddedTriton]) -> None:
     """SIGKILL of the supervisor or of the server is seen by the owner, and nothing of the rest stays."""
-    server = make(arguments=["--load-model=identity"])
+    server = make(arguments=LOADS)
     server.start()
     traces = Traces.of(server.pid)
-    assert len(traces.processes) == 3
+    assert len(traces.processes) >= 4
     traces.processes[["supervisor", "server"].index(victim)].kill()
     assert wait_until(lambda: server.poll() is not None)
     assert server.poll() == -signal.SIGKILL
@@ -233,7 +233,7 @@ def test_a_killed_process_takes_the_rest_along(victim: str, make: Callable[..., 
 def test_an_interrupt_is_the_owners_to_decide_about(repository: Path) -> None:
     """Supervisor, server and stubs are outside the process group that Ctrl-C in a terminal interrupts."""
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(repository), "plain"],
+        [sys.executable, "-c", OWNER, str(repository), "plain", *LOADS],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -248,19 +248,23 @@ def test_an_interrupt_is_the_owners_to_decide_about(repository: Path) -> None:
 def test_no_process_outlives_owner_and_supervisor(repository: Path) -> None:
     """SIGKILL of the owner and of the supervisor at once still ends the server and its stubs."""
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(repository), "plain"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWNER, str(repository), "plain", *LOADS], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         traces = Traces.of(int(process.stdout.readline()))
-        supervisor, server, _ = traces.processes
+        supervisor = traces.processes[0]
         for victim in (supervisor, psutil.Process(process.pid)):
             victim.suspend()  # neither shall see the other die
         for victim in (supervisor, psutil.Process(process.pid)):
             victim.kill()
     try:
-        assert wait_until(lambda: not any(p in traces.processes for p in traces.left())), traces.left()
-    finally:
-        sweep(server.pid, traces.shared_memory, traces.directory)
+        assert wait_until(lambda: not traces.running()), traces.running()
+    finally:  # nobody is left who could
+        for process_left in traces.running():
+            process_left.kill()
+        for region in traces.shared_memory:
+            region.unlink(missing_ok=True)
+        shutil.rmtree(traces.directory)
 
 
 def test_a_server_survives_the_thread_that_started_it(make: Callable[..., EmbeddedTriton]) -> None:

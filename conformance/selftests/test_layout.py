@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlflow_triton.errors import InvalidModel, InvalidModelConfig, InvalidName
-from mlflow_triton.repository.layout import HIGHEST_VERSION, Layout, check_name, lay_out
+from mlflow_triton.repository.layout import Layout, check_name, lay_out
 
 PYTHON = b'backend: "python"'
 ONNX = b'backend: "onnxruntime"'
@@ -92,7 +92,7 @@ def test_a_name_is_accepted_by_the_rule_alone(name: str) -> None:
         assert allowed
 
 
-@pytest.mark.parametrize("version", ["0", "1", "10", "20260612120000", str(HIGHEST_VERSION)])
+@pytest.mark.parametrize("version", ["0", "1", "10", "20260612120000", "9223372036854775807"])
 def test_version_directories_that_triton_serves(version: str) -> None:
     """Every number from 0 to 2**63-1 is a version, and directories that are no numbers do not matter."""
     subject = layout(f"{version}/model.py", "docs/readme.md", "v1/model.py", config=PYTHON)
@@ -113,7 +113,7 @@ def test_version_directories_that_triton_serves(version: str) -> None:
         "\t2",
         "1e5",
         "0x1",
-        str(HIGHEST_VERSION + 1),
+        "9223372036854775808",
         "9" * 40,
     ],
 )
@@ -135,7 +135,7 @@ def test_every_directory_is_a_version_refused_or_ignored_by_triton(name: str) ->
         return
     subject = layout("1/model.py", f"{name}/model.py", config=PYTHON)
     parsed = name.lstrip(" \t\n\v\f\r")[:1].lstrip("+-") or name.lstrip(" \t\n\v\f\r+-")[:1]
-    canonical = name.isascii() and name.isdigit() and str(int(name)) == name and int(name) <= HIGHEST_VERSION
+    canonical = name.isascii() and name.isdigit() and str(int(name)) == name and int(name) < 2**63
     if canonical:
         subject.check("m")
         assert int(name) in subject.versions

@@ -60,10 +60,10 @@ class SupervisedServer:
             temporary = "/tmp"  # noqa: S108 - only a private directory is made in it
         self._log: IO[bytes] = log_path.open("ab+") if log_path else tempfile.TemporaryFile("ab+")  # noqa: SIM115 - closed when the server has ended
         self._log_start = os.fstat(self._log.fileno()).st_size
-        prefix = f"--backend-config=python,shm-region-prefix-name={self._shared_memory}"
+        naming = f"--backend-config=python,shm-region-prefix-name={self._shared_memory}"  # for backends based on it too
         specification = {
             "owner": self._owner,
-            "command": [str(runtime.tritonserver), prefix, *arguments],
+            "command": [str(runtime.tritonserver), naming, *arguments],
             "temporary": temporary,
             "shared_memory": self._shared_memory,
             "log": self._log.fileno(),

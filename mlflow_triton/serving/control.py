@@ -224,7 +224,7 @@ class Control:
         return answer
 
     def _refused(self, verb: str, name: str, reason: str) -> LoadFailed:
-        hint = ""
+        hint = " Correct the model and log it again." if verb == "load" else ""
         if NOT_EXPLICIT in reason:
             hint = " Start the server with --model-control-mode=explicit."
         elif "failed to poll from model repository" in reason:

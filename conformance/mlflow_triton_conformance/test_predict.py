@@ -1,0 +1,170 @@
+"""Predictions equal what NumPy computes, whatever form the inputs have, and bad inputs say why."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from mlflow.deployments import PredictionsResponse
+from mlflow.exceptions import MlflowException
+
+from pytest_mlflow_triton import example
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pytest_mlflow_triton.handles import MlflowServer, TritonServer
+
+Arrays = dict[str, np.ndarray]
+
+
+class Subject:
+    """A client and the name of the example's deployment."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def __call__(self, inputs: Any) -> PredictionsResponse:
+        """Predict."""
+        return self._client.predict(self.name, inputs)
+
+
+@pytest.fixture(scope="module")
+def predict(triton_server: TritonServer, mlflow_server: MlflowServer, tmp_path_factory: Any) -> Iterator[Subject]:
+    """Predict with the example, deployed once for this module."""
+    import mlflow
+    from mlflow.deployments import get_deploy_client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.tracking_uri)
+        patch.setenv("TRITON_URL", triton_server.http_url)
+        patch.setenv("TRITON_GRPC_URL", triton_server.grpc_url or "")
+        patch.setenv("TRITON_MODEL_REPO", str(triton_server.model_repository))
+        client = get_deploy_client("triton")
+        path: Path = tmp_path_factory.mktemp("predict") / "model"
+        mlflow.onnx.save_model(example.build(), str(path), pip_requirements=["onnx"])
+        (path / "config.pbtxt").write_text(example.CONFIG)
+        name = f"predict-{path.parent.name}-{triton_server.http_url.rpartition(':')[2]}"
+        client.create_deployment(name, str(path), flavor="onnx")
+        yield Subject(client, name)
+        client.delete_deployment(name)
+
+
+def expected(inputs: Arrays) -> Arrays:
+    """What the example computes: in float32, then cast, which makes of a value out of range what NumPy does."""
+    a, b = inputs["INPUT0"], inputs["INPUT1"]
+    with np.errstate(all="ignore"):
+        return {"OUTPUT0": (a + b).astype(np.int32), "OUTPUT1": (a - b).astype(np.int32)}
+
+
+def check(inputs: Arrays, response: PredictionsResponse) -> None:
+    """Compare a response with `expected`, bit by bit."""
+    wanted = expected(inputs)
+    assert list(response["outputs"]) == list(wanted)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(array, response["outputs"][name], strict=True)
+
+
+FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
+BATCHES = st.integers(1, 8).flatmap(
+    lambda rows: st.fixed_dictionaries(
+        {name: npst.arrays(np.float32, (rows, 16), elements=FLOATS) for name in ("INPUT0", "INPUT1")}
+    )
+)
+
+
+@given(inputs=BATCHES)
+def test_float32_over_its_whole_range(predict: Subject, inputs: Arrays) -> None:
+    """Any float32, NaN, infinities and denormals among them, is computed as NumPy does."""
+    check(inputs, predict(inputs))
+
+
+def as_cli_reads(inputs: Arrays) -> Any:
+    """What MLflow's CLI makes of the documented JSON file."""
+    return pd.read_json(io.StringIO(json.dumps({"inputs": {k: v.tolist() for k, v in inputs.items()}})))
+
+
+FORMS = {
+    "arrays": lambda inputs: inputs,
+    "nested lists": lambda inputs: {name: array.tolist() for name, array in inputs.items()},
+    "under inputs": lambda inputs: {"inputs": inputs},
+    "cli json": as_cli_reads,
+    "frame by tensor": lambda inputs: pd.DataFrame({name: list(array) for name, array in inputs.items()}),
+    "records": lambda inputs: [
+        dict(zip(inputs, rows, strict=True)) for rows in zip(*(a.tolist() for a in inputs.values()), strict=True)
+    ],
+    "float64": lambda inputs: {name: array.astype(np.float64) for name, array in inputs.items()},
+    "big-endian": lambda inputs: {name: array.astype(">f4") for name, array in inputs.items()},
+    "fortran order": lambda inputs: {name: np.asfortranarray(array) for name, array in inputs.items()},
+    "reversed view": lambda inputs: {name: array[::-1].copy()[::-1] for name, array in inputs.items()},
+    "integers": lambda inputs: {name: array.astype(np.int16) for name, array in inputs.items()},
+}
+WHOLE = st.integers(1, 4).flatmap(
+    lambda rows: st.fixed_dictionaries(
+        {
+            name: npst.arrays(np.float32, (rows, 16), elements=st.integers(-30_000, 30_000).map(float))
+            for name in ("INPUT0", "INPUT1")
+        }
+    )
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(inputs=WHOLE)
+def test_forms(predict: Subject, form: str, inputs: Arrays) -> None:
+    """The same numbers give the same answer in every form in which MLflow users hold them."""
+    check(inputs, predict(FORMS[form](inputs)))
+
+
+def test_response(predict: Subject) -> None:
+    """The answer is MLflow's PredictionsResponse, holds NumPy arrays, and writes the documented JSON."""
+    response = predict(example.INPUT)
+    assert isinstance(response, PredictionsResponse)
+    assert json.loads(response.to_json()) == example.EXPECTED_OUTPUT
+    frame = response.get_predictions()
+    assert list(frame.columns) == ["OUTPUT0", "OUTPUT1"]
+    assert frame["OUTPUT0"][0].tolist() == example.EXPECTED_OUTPUT["outputs"]["OUTPUT0"][0]
+
+
+GOOD = [[0.0] * 16]
+BAD = {
+    "missing input": ({"INPUT0": GOOD}, "INPUT1"),
+    "unknown input": ({"INPUT0": GOOD, "INPUT1": GOOD, "INPUT2": GOOD}, "INPUT2"),
+    "wrong width": ({"INPUT0": GOOD, "INPUT1": [[0.0] * 15]}, r"INPUT1.*\[1, 15\].*\[-1, 16\]"),
+    "no batch dimension": ({"INPUT0": GOOD, "INPUT1": [0.0] * 16}, r"INPUT1.*batch dimension"),
+    "ragged": ({"INPUT0": GOOD, "INPUT1": [[0.0] * 16, [0.0]]}, "INPUT1.*ragged"),
+    "text": ({"INPUT0": GOOD, "INPUT1": [["7"] + [0.0] * 15]}, r"INPUT1.*'7'.*\[0, 0\].*FP32"),
+    "missing value": ({"INPUT0": GOOD, "INPUT1": [[0.0] * 15 + [None]]}, r"INPUT1.*None.*\[0, 15\].*FP32"),
+    "too large": ({"INPUT0": GOOD, "INPUT1": [[1e39] + [0.0] * 15]}, r"INPUT1.*1e\+39.*\[0, 0\].*FP32"),
+    "inexact integer": ({"INPUT0": GOOD, "INPUT1": [[2**24 + 1] * 16]}, r"INPUT1.*16777217.*FP32"),
+    "masked": ({"INPUT0": GOOD, "INPUT1": np.ma.masked_equal(np.zeros((1, 16)), 0)}, "INPUT1.*masked"),
+    "bare array": (np.zeros((1, 16), np.float32), "2 inputs.*INPUT0.*INPUT1"),
+    "nothing": (None, "INPUT0.*INPUT1"),
+    "other columns": (pd.DataFrame({"a": [1.0], "b": [2.0]}), "'a', 'b'.*INPUT0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_inputs(predict: Subject, case: str) -> None:
+    """An input that does not fit is refused before it is sent, by the names of tensor, place, value and datatype."""
+    inputs, pattern = BAD[case]
+    with pytest.raises(MlflowException, match=pattern) as caught:
+        predict(inputs)
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_too_large_a_batch(predict: Subject) -> None:
+    """What the server refuses is an error with the server's reason."""
+    inputs = {name: np.zeros((9, 16), np.float32) for name in ("INPUT0", "INPUT1")}
+    with pytest.raises(MlflowException, match="batch-size must be <= 8") as caught:
+        predict(inputs)
+    assert caught.value.error_code == "BAD_REQUEST"
