@@ -44,7 +44,9 @@ def cli_name(deployment_name: str) -> str:
     return deployment_name
 
 
-def test_python(deployment_client: Any, deployment_name: str, published: tuple[str, Callable[[], str]]) -> None:
+def test_python(
+    deployment_client: Any, deployment_name: str, published: tuple[str, Callable[[], str]]
+) -> None:
     """The documented Python calls create, list, get, predict, update and delete a deployment."""
     flavor, publish = published
     first, second = publish(), publish()

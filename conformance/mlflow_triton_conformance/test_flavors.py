@@ -25,7 +25,9 @@ def deployed(triton_server: TritonServer, deployment_name: str) -> Path:
     return triton_server.model_repository / deployment_name
 
 
-def test_external_data(deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path) -> None:
+def test_external_data(
+    deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
+) -> None:
     """An ONNX model whose 8 MB of weights MLflow keeps in a file beside it deploys and predicts."""
     weights = np.arange(2 * 1024 * 1024, dtype=np.float32)
     uri = publish_onnx(models.with_weights(weights))
@@ -98,7 +100,11 @@ def test_version_option(
 
 
 def test_whole_triton_directory(
-    deployment_client: Any, deployment_name: str, publish_triton: PublishTriton, deployed: Path, tmp_path: Path
+    deployment_client: Any,
+    deployment_name: str,
+    publish_triton: PublishTriton,
+    deployed: Path,
+    tmp_path: Path,
 ) -> None:
     """A triton model arrives with every version, label file and nested folder; the highest version answers."""
     directory = models.write_python(tmp_path / "several", {1: 10, 3: 30})
@@ -113,7 +119,11 @@ def test_whole_triton_directory(
 
 
 def test_named_directory_is_taken(
-    deployment_client: Any, deployment_name: str, publish_triton: PublishTriton, deployed: Path, tmp_path: Path
+    deployment_client: Any,
+    deployment_name: str,
+    publish_triton: PublishTriton,
+    deployed: Path,
+    tmp_path: Path,
 ) -> None:
     """The directory that MLmodel names is deployed, and not another one beside it."""
     uri = publish_triton(models.write_python(tmp_path / "wanted", {1: 1}))
@@ -148,7 +158,9 @@ def test_back_to_an_older_model(
     deployment_client.create_deployment(deployment_name, older)
     for uri, expected in [(newer, 2.0), (older, 1.0), (newer, 2.0)]:
         deployment_client.update_deployment(deployment_name, uri)
-        assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [[expected]]
+        assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [
+            [expected]
+        ]
 
 
 def test_delete_leaves_nothing(
@@ -164,7 +176,9 @@ def test_delete_leaves_nothing(
     deployment_client.delete_deployment(deployment_name)
 
 
-def test_record(deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path) -> None:
+def test_record(
+    deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
+) -> None:
     """The record has NVIDIA's keys, the version that an alias meant, and the digest of each file."""
     uri = publish_onnx(models.constant(1.0))
     _, registered, version = uri.replace(":", "").split("/")

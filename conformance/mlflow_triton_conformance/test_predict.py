@@ -39,7 +39,9 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def predict(triton_server: TritonServer, mlflow_server: MlflowServer, tmp_path_factory: Any) -> Iterator[Subject]:
+def predict(
+    triton_server: TritonServer, mlflow_server: MlflowServer, tmp_path_factory: Any
+) -> Iterator[Subject]:
     """Predict with the example, deployed once for this module."""
     import mlflow
     from mlflow.deployments import get_deploy_client
@@ -100,7 +102,8 @@ FORMS = {
     "cli json": as_cli_reads,
     "frame by tensor": lambda inputs: pd.DataFrame({name: list(array) for name, array in inputs.items()}),
     "records": lambda inputs: [
-        dict(zip(inputs, rows, strict=True)) for rows in zip(*(a.tolist() for a in inputs.values()), strict=True)
+        dict(zip(inputs, rows, strict=True))
+        for rows in zip(*(a.tolist() for a in inputs.values()), strict=True)
     ],
     "float64": lambda inputs: {name: array.astype(np.float64) for name, array in inputs.items()},
     "big-endian": lambda inputs: {name: array.astype(">f4") for name, array in inputs.items()},

@@ -9,6 +9,7 @@ import copy
 import importlib
 import queue
 import re
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -503,6 +504,8 @@ def test_kind_gpu_without_cuda_provider_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(runtime.backend_dir / "python")
     utilities = importlib.import_module("triton_python_backend_utils")
     monkeypatch.setattr(utilities, "TritonModelException", RuntimeError, raising=False)  # the stub adds it
+    monkeypatch.setitem(sys.modules, "model", None)  # undone, whatever the import leaves there
+    del sys.modules["model"]
     monkeypatch.syspath_prepend(runtime.backend_dir / "onnxruntime")
     backend = importlib.import_module("model")
     with pytest.raises(

@@ -48,7 +48,7 @@ def name_values(inputs: Any, names: Sequence[str], ranks: Mapping[str, int]) -> 
     if isinstance(inputs, pd.DataFrame):
         return _from_frame(inputs, names, ranks)
     if isinstance(inputs, Mapping):
-        if set(inputs) == {"inputs"} and "inputs" not in names:
+        if set(inputs) == {"inputs"} and ("inputs" not in names or isinstance(inputs["inputs"], Mapping)):
             return name_values(inputs["inputs"], names, ranks)
         return _checked_names({str(key): value for key, value in inputs.items()}, names)
     if isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(item, Mapping) for item in inputs):
@@ -79,23 +79,24 @@ def _from_frame(frame: pd.DataFrame, names: Sequence[str], ranks: Mapping[str, i
     columns = [str(label) for label in frame.columns]
     if len(columns) != len(set(columns)):
         raise InvalidInput(f"The DataFrame has two columns of one name among {_listed(columns)}.")
-    if any(column in names for column in columns):
-        _checked_names(dict.fromkeys(columns), names)
-        return {
-            column: _stack(list(frame.iloc[:, position]), column, ranks, frame.dtypes.iloc[position])
-            for position, column in enumerate(columns)
-        }
-    index = [str(label) for label in frame.index]
-    if len(columns) == 1 and any(label in names for label in index):
+    # A model may have an input called "inputs" itself.
+    wrapped = columns == ["inputs"] or (len(columns) == 1 and columns[0] not in names)
+    index = [str(label) for label in frame.index] if wrapped else []
+    if any(label in names for label in index):
         if len(index) != len(set(index)):
             raise InvalidInput(f"The DataFrame names a tensor twice in its index: {_listed(index)}.")
         return _checked_names(dict(zip(index, frame.iloc[:, 0], strict=True)), names)
+    if any(column in names for column in columns):
+        _checked_names(dict.fromkeys(columns), names)
+        return {
+            column: _column(frame.iloc[:, position], column, ranks) for position, column in enumerate(columns)
+        }
     if len(names) == 1:
-        numeric = all(pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes)
         if len(columns) == 1:
-            return {names[0]: _stack(list(frame.iloc[:, 0]), names[0], ranks, frame.dtypes.iloc[0])}
-        if numeric:
-            return {names[0]: frame.to_numpy()}
+            return {names[0]: _column(frame.iloc[:, 0], names[0], ranks)}
+        if columns and all(pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes):
+            parts = [_plain(frame.iloc[:, position], names[0]) for position in range(len(columns))]
+            return {names[0]: np.moveaxis(_joined(parts, names[0]), 0, 1)}
     raise InvalidInput(
         f"The DataFrame has the columns {_listed(columns)}, but the model wants {_listed(names)}: "
         "name a column after each tensor."
@@ -112,34 +113,41 @@ def _from_records(
             raise InvalidInput(
                 f"Record {number} has {_listed(record)}, but record 0 has {_listed(given[0])}."
             )
-    return {name: _stack([record[name] for record in given], name, ranks, None) for name in given[0]}
+    return {name: _column([record[name] for record in given], name, ranks) for name in given[0]}
 
 
-def _stack(rows: list[Any], name: str, ranks: Mapping[str, int], dtype: Any) -> Any:
+def _column(values: pd.Series[Any] | list[Any], name: str, ranks: Mapping[str, int]) -> Array:
     """Join the rows of a column: one row is one item of the first dimension."""
-    if dtype is not None and dtype != np.object_:
-        array = _plain(pd.array(rows, dtype=dtype), name)
+    if isinstance(values, pd.Series) and values.dtype != np.object_:
+        array = _plain(values, name)
     else:
-        arrays = [to_array(row, name) for row in rows]
-        if len({item.shape for item in arrays}) > 1:
-            shapes = sorted({str(list(item.shape)) for item in arrays})
-            raise InvalidInput(f"Input {name!r}: the rows have different shapes: {', '.join(shapes)}.")
-        array = np.stack(arrays) if arrays else np.empty((0,))
+        array = _joined([to_array(row, name) for row in values], name)
     # A column of plain values for a tensor of shape [-1, 1].
     return array.reshape(*array.shape, 1) if array.ndim == 1 and ranks.get(name) == 2 else array
 
 
-def _plain(values: Any, name: str) -> Array:
-    """Turn a pandas array into a NumPy one, with its missing values refused, not guessed."""
-    missing = np.flatnonzero(np.asarray(pd.isna(values)))
-    array = (
-        np.asarray(values) if not pd.api.types.is_extension_array_dtype(values.dtype) else values.to_numpy()
-    )
-    if missing.size and array.dtype.kind != "f":
+def _joined(parts: list[Array], name: str) -> Array:
+    """Put arrays of one shape on top of each other; NumPy alone would make an int64 beside a float a float."""
+    if not parts:
+        return np.empty((0,))
+    if len({part.shape for part in parts}) > 1:
+        shapes = sorted({str(list(part.shape)) for part in parts})
+        raise InvalidInput(f"Input {name!r} is ragged: its parts have different shapes: {', '.join(shapes)}.")
+    if len({part.dtype for part in parts}) == 1:
+        return np.stack(parts)
+    return _flattened(np.stack([part.astype(np.object_) for part in parts]), name)
+
+
+def _plain(values: pd.Series[Any] | pd.Index[Any], name: str) -> Array:
+    """Turn a pandas column into an array, with its missing values refused, not guessed."""
+    missing = np.flatnonzero(values.isna())
+    # NaN is a value among NumPy's floats; pandas' own types have it for what is missing.
+    if missing.size and not (isinstance(values.dtype, np.dtype) and values.dtype.kind == "f"):
         raise InvalidInput(
             f"Input {name!r} has no value in row {missing[0]}. Triton has no missing values: fill it."
         )
-    return np.asarray(array)
+    array = values.to_numpy()
+    return _flattened(array, name) if array.dtype == np.object_ else array
 
 
 def to_array(value: Any, name: str) -> Array:
@@ -150,7 +158,7 @@ def to_array(value: Any, name: str) -> Array:
     """
     _refuse(value, name)
     if isinstance(value, (pd.Series, pd.Index)):
-        return _plain(value.array, name)
+        return _plain(value, name)
     if isinstance(value, (bytes, bytearray, memoryview)):
         scalar = np.empty((), np.object_)
         scalar[()] = bytes(value)
@@ -161,6 +169,8 @@ def to_array(value: Any, name: str) -> Array:
         return _flattened(value, name) if value.dtype == np.object_ else np.asarray(value)
     if isinstance(value, (list, tuple)):
         return _from_nested(value, name)
+    if isinstance(value, (int, str)):
+        return _flattened(np.array(value, np.object_), name)
     try:
         array = np.asarray(value)
     except Exception as error:  # noqa: BLE001 - whatever a foreign object's __array__ raises
@@ -181,8 +191,11 @@ def _refuse(value: Any, name: str) -> None:
         raise InvalidInput(f"Input {name!r} is a mapping, not an array.")
 
 
-def _from_nested(value: Any, name: str) -> Array:
+def _from_nested(value: list[Any] | tuple[Any, ...], name: str) -> Array:
     """Make an array of nested lists, keeping Python's own kinds of values apart."""
+    if _has_arrays(value):
+        # Whole arrays at a time: it is faster, and a masked one would lose its mask.
+        return _joined([to_array(item, name) for item in value], name)
     try:
         array = np.array(value, dtype=np.object_)
     except ValueError:
@@ -190,29 +203,44 @@ def _from_nested(value: Any, name: str) -> Array:
     return _flattened(array, name)
 
 
+def _has_arrays(value: list[Any] | tuple[Any, ...]) -> bool:
+    kinds = set(map(type, value))
+    if any(issubclass(kind, np.ndarray) for kind in kinds):
+        return True
+    nested = any(issubclass(kind, (list, tuple)) for kind in kinds)
+    return nested and any(_has_arrays(item) for item in value if isinstance(item, (list, tuple)))
+
+
 def _flattened(array: Array, name: str) -> Array:
     """Give an object array the NumPy type that all its elements have, if they have one."""
     kinds = {type(element) for element in array.flat}
     if any(issubclass(kind, (list, tuple, np.ndarray)) for kind in kinds):
-        if len({np.shape(element) for element in array.flat}) > 1:
-            raise InvalidInput(f"Input {name!r} is ragged: its nested lists have different lengths.")
-        parts = [to_array(element, name) for element in array.flat]
-        return np.stack(parts).reshape(array.shape + parts[0].shape)
+        joined = _joined([to_array(element, name) for element in array.flat], name)
+        return joined.reshape(array.shape + joined.shape[1:])
     if not kinds:
         return array.astype(np.float64)
     if all(issubclass(kind, (bool, np.bool_)) for kind in kinds):
         return array.astype(np.bool_)
     if all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds):
         low, high = min(array.flat), max(array.flat)
-        fitting = [
-            kind for kind in (np.int64, np.uint64) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
-        ]
-        return array.astype(fitting[0]) if fitting else array
-    if all(issubclass(kind, (int, float, np.integer, np.floating)) and kind is not bool for kind in kinds):
-        # JSON writes 1 for 1.0; an integer beyond 2**53 would change beside a float.
-        exact = all(float(element) == element for element in array.flat if element == element)  # noqa: PLR0124 - NaN
+        for integer in (np.int64, np.uint64):
+            if np.iinfo(integer).min <= low and high <= np.iinfo(integer).max:
+                return array.astype(integer)
+    numbers = (int, float, np.integer, np.floating)
+    # JSON writes 1 for 1.0; an integer beyond 2**53 would change beside a float.
+    if all(issubclass(kind, numbers) and kind is not bool for kind in kinds):
+        exact = kinds == {float} or all(map(_is_float, array.flat))
         return array.astype(np.float64) if exact else array
     return array
+
+
+def _is_float(number: Any) -> bool:
+    """Say whether a number is one of float64's."""
+    number = number.item() if isinstance(number, np.generic) else number
+    try:
+        return bool(float(number) == number or number != number)  # noqa: PLR0124 - NaN
+    except OverflowError:
+        return False
 
 
 def check_shape(array: Array, shape: Sequence[int], name: str) -> None:
@@ -253,15 +281,18 @@ def cast(array: Array, datatype: str, name: str) -> Array:
         return np.ascontiguousarray(array).reshape(array.shape)
     if array.dtype.newbyteorder("<") == target or array.size == 0:
         return np.ascontiguousarray(array, target).reshape(array.shape)
+    if array.dtype == np.object_:
+        return _one_by_one(array, target, datatype, name)
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
     kind = array.dtype.kind
-    floating = datatype in ("FP16", "BF16", "FP32", "FP64")
-    if kind not in "biuf" and not (kind == "V" and array.dtype.name == "bfloat16"):
-        raise _unfit(array, None, datatype, name)
-    if datatype == "BOOL" and kind == "f":
-        raise _unfit(array, None, datatype, name)
+    if kind not in "biuf" or (datatype == "BOOL" and kind == "f"):
+        raise InvalidInput(
+            f"Input {name!r} is an array of {array.dtype}, which cannot become {datatype} as it is. Convert it first."
+        )
     with np.errstate(all="ignore"):
         result = array.astype(target)
-        if floating and kind not in "biu":
+        if kind == "f" and datatype in ("FP16", "BF16", "FP32", "FP64"):
             changed = np.isfinite(array) & ~np.isfinite(result)
         else:
             changed = ~_equal(array, result)
@@ -270,46 +301,62 @@ def cast(array: Array, datatype: str, name: str) -> Array:
     return np.ascontiguousarray(result).reshape(array.shape)
 
 
+def _one_by_one(array: Array, target: np.dtype[Any], datatype: str, name: str) -> Array:
+    """Cast elements that have no NumPy type in common, such as a boolean beside an integer."""
+    result = np.empty(array.shape, target)
+    for index, element in np.ndenumerate(array):
+        single = np.asarray(element)
+        if single.dtype.kind == "O":
+            raise _unfit(array, index, datatype, name)
+        try:
+            result[index] = cast(single, datatype, name)
+        except InvalidInput:
+            raise _unfit(array, index, datatype, name) from None
+    return result
+
+
 def _equal(before: Array, after: Array) -> Array:
     """Compare elementwise and exactly: NumPy alone would compare an int64 with a float as two floats."""
     if before.dtype.kind == "f":
-        # Float to integer: whole, and inside the range that the float's own comparison can express.
-        limits = np.iinfo(after.dtype)
-        whole = np.isfinite(before) & (np.trunc(before) == before)
-        inside = (before >= before.dtype.type(limits.min)) & (
-            before < np.ldexp(before.dtype.type(1), _bits(after))
-        )
-        return np.asarray(whole & inside)
+        return _whole(before, after.dtype)
+    if before.dtype.kind == "b":
+        return np.ones(before.shape, np.bool_)
     if after.dtype.kind in "fV":
-        limit = np.float64(2.0**64)
         wide = after.astype(np.float64)
-        inside = np.isfinite(wide) & (np.abs(wide) < (limit if before.dtype.kind == "u" else 2.0**63))
-        back = np.where(inside, wide, 0).astype(before.dtype)
-        return np.asarray((back == before) & (inside | ((before == 0) & (wide == 0))))
-    # Between integers (and booleans): back again, and the sign kept.
+        inside = _whole(wide, before.dtype)
+        return np.asarray(inside & (np.where(inside, wide, 0).astype(before.dtype) == before))
+    # Between integers, and to booleans: back again, and the sign kept.
     return np.asarray((after.astype(before.dtype) == before) & ((after < 0) == (before < 0)))
 
 
-def _bits(integers: Array) -> int:
-    info = np.iinfo(integers.dtype)
-    return info.bits - (1 if info.kind == "i" else 0)
+def _whole(floats: Array, integers: np.dtype[Any]) -> Array:
+    """Say which floats are among the integers of a type."""
+    limits = np.iinfo(integers)
+    low = floats.dtype.type(limits.min)
+    # One more than the highest integer, which floats cannot express themselves.
+    beyond = np.ldexp(floats.dtype.type(1), limits.bits - (limits.kind == "i"))
+    return np.asarray(
+        np.isfinite(floats) & (np.trunc(floats) == floats) & (floats >= low) & (floats < beyond)
+    )
 
 
-def _unfit(array: Array, index: Any, datatype: str, name: str) -> InvalidInput:
-    if index is None and array.dtype == np.object_:
-        strange = [not isinstance(element, (int, float, np.number)) for element in array.flat]
-        index = np.unravel_index(strange.index(True) if any(strange) else 0, array.shape)
-    if index is None:
-        return InvalidInput(
-            f"Input {name!r} is an array of {array.dtype}, which cannot become {datatype} as it is. Convert it first."
-        )
+def _unfit(array: Array, index: tuple[Any, ...], datatype: str, name: str) -> InvalidInput:
     place = ", ".join(str(int(part)) for part in index)
     value = array[index]
-    shown = f"{value} ({array.dtype})" if array.dtype != np.object_ else f"{value!r} ({type(value).__name__})"
+    shown = (
+        f"{value} ({array.dtype})"
+        if array.dtype != np.object_
+        else f"{_shown(value)} ({type(value).__name__})"
+    )
     return InvalidInput(
         f"Input {name!r}: the value {shown} at [{place}] cannot become {datatype} without changing. "
         "Convert it first, in the way that you mean."
     )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _to_bytes(array: Array, name: str) -> Array:
@@ -323,7 +370,7 @@ def _to_bytes(array: Array, name: str) -> Array:
         except (AttributeError, UnicodeEncodeError):
             place = ", ".join(map(str, index))
             raise InvalidInput(
-                f"Input {name!r}: the value {element!r} at [{place}] is neither bytes nor a str that UTF-8 can encode, "
+                f"Input {name!r}: the value {_shown(element)} at [{place}] is neither bytes nor a str that UTF-8 can encode, "
                 "as BYTES needs. Convert it first."
             ) from None
     return result
