@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
+import click
 from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_triton.errors import InvalidParameter, InvalidSetting
@@ -298,12 +302,24 @@ def run_local(
         EmbeddedServerError: The server cannot be started, or ended by itself.
         TritonPluginError: The model cannot be deployed.
     """
-    from mlflow_triton.local import run  # noqa: PLC0415 - keeps MLflow's other targets fast
+    from mlflow_triton.embedded import EmbeddedTriton  # noqa: PLC0415 - keeps MLflow's other targets fast
+    from mlflow_triton.embedded.foreground import serve  # noqa: PLC0415 - same
+    from mlflow_triton.predict import example_input  # noqa: PLC0415 - same
 
-    def client(target_uri: str) -> TritonDeploymentClient:
-        return TritonDeploymentClient(target_uri)
+    def deploy(server: EmbeddedTriton) -> None:
+        target = server.http_url.replace("http://", "triton://")
+        query = urlencode({"model_repository": server.model_repository, "grpc_url": server.grpc_url})
+        client = TritonDeploymentClient(f"{target}?{query}")
+        client.create_deployment(name, model_uri, flavor, config)
+        request = server.model_repository / ".input.json"
+        request.write_text(json.dumps(example_input(client._server()[0], name)))  # noqa: SLF001 - of this module
+        click.echo(
+            f"{name!r} is served until Ctrl-C. In another terminal:\n\n"
+            f"mlflow deployments predict -t {target} --name {name} --input-path {request}\n"
+        )
 
-    run(client, name, model_uri, flavor, config)
+    repository = tempfile.mkdtemp(prefix="mlflow-triton-run-local-")
+    serve(EmbeddedTriton(repository, discard_repository=True), deploy)
 
 
 def target_help() -> str:

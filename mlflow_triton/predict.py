@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mlflow_triton.errors import InvalidInput
 from mlflow_triton.serving.inference import infer, metadata
 from mlflow_triton.tensors.decode import TritonPredictions, decode
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
 
-__all__ = ["predict"]
+__all__ = ["example_input", "predict"]
 
 
 def predict(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> TritonPredictions:
@@ -57,3 +59,17 @@ def _require_optional(control: Control, name: str, missing: list[str]) -> None:
     optional = {entry["name"] for entry in config.get("input", []) if entry.get("optional")}
     if required := [repr(tensor) for tensor in missing if tensor not in optional]:
         raise InvalidInput(f"The input {', '.join(required)} is missing.")
+
+
+def example_input(http: HttpEndpoint, name: str) -> dict[str, dict[str, Any]]:
+    """Make an input that a model accepts: zeros (or empty strings), one for each dimension of any size.
+
+    Returns:
+        ``{"inputs": {NAME: nested lists}}``, as the CLI reads it from a file.
+    """
+    zero: dict[str, Any] = {"BOOL": False, "BYTES": ""}
+    inputs = {}
+    for tensor in metadata(http, name).inputs:
+        shape = [1 if size == -1 else size for size in tensor.shape]
+        inputs[tensor.name] = np.full(shape, zero.get(tensor.datatype, 0), object).tolist()
+    return {"inputs": inputs}

@@ -20,6 +20,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 
 from mlflow_triton import flavor as triton_flavor
 from mlflow_triton.errors import InvalidParameter, ServerUnavailable, TritonPluginError
+from mlflow_triton.models.tracking import first_words, require_server, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,14 +33,8 @@ __all__ = ["Published", "parse_tags", "publish"]
 
 log = logging.getLogger(__name__)
 
-# Left alone, MLflow would try for four minutes to reach a server that is not there.
-_BOUNDS: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-_LONGEST_REASON: Final = 300
 _ALIAS: Final = re.compile(r"[\w-]{1,255}")
 _RESERVED_ALIAS: Final = re.compile(r"latest|v\d+", re.IGNORECASE)
-_CAUSE: Final = re.compile(
-    r"\[Errno -?\d+\] [\w ,]+|Read timed out|certificate verify failed|Failed to resolve '[^']*'"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +70,8 @@ def publish(
 ) -> Published:
     """Log a Triton model directory and register it as a new version of a model.
 
-    MLflow is the one that ``MLFLOW_TRACKING_URI`` names. Whether it answers is found out with a first
-    request that ends within 30 seconds, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` or
-    ``MLFLOW_HTTP_REQUEST_TIMEOUT`` say otherwise; the upload then follows MLflow's own settings.
+    MLflow is the one that ``MLFLOW_TRACKING_URI`` names. Whether it is there is found out at once; the upload
+    then follows MLflow's own settings for time limits and retries.
 
     Args:
         model_name: The registered model; made if there is none.
@@ -103,10 +97,11 @@ def publish(
     for alias in aliases:
         _check_alias(alias)
     layout = triton_flavor.check(model_directory)
-    with _mlflow_errors(), _impatient():
+    require_server()
+    with _mlflow_errors():
         client = mlflow.MlflowClient()
         old_aliases = _aliases(client, model_name)
-    log.info("Publishing %d files of %s to MLflow at %s.", len(layout.files), layout.origin, _tracking_uri())
+    log.info("Publishing %d files of %s to MLflow at %s.", len(layout.files), layout.origin, tracking_uri())
     with _mlflow_errors(), ExitStack() as undo:
         run, info = _log(client, model_directory, undo)
         if old_aliases is None:
@@ -185,22 +180,9 @@ def _delete_if_empty(client: MlflowClient, model_name: str) -> None:
 def _attempt(step: Callable[..., object], *arguments: object) -> None:
     """Undo one step; what cannot be undone is said and left."""
     try:
-        with _impatient():
-            step(*arguments)
+        step(*arguments)
     except Exception as error:  # noqa: BLE001 - each store raises what its own library raises
-        log.warning("Could not be undone: %s %s: %s", step.__name__, arguments, _reason(error))
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Bound MLflow's requests, each to about 30 seconds, where the user has not set bounds."""
-    ours = {name: value for name, value in _BOUNDS.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            del os.environ[name]
+        log.warning("Could not be undone: %s %s: %s", step.__name__, arguments, first_words(error))
 
 
 @contextmanager
@@ -213,7 +195,7 @@ def _mlflow_errors() -> Iterator[None]:
     except MlflowException as error:
         if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
             raise InvalidParameter(
-                f"MLflow at {_tracking_uri()} refuses this: {_reason(error)} Nothing has been published."
+                f"MLflow at {tracking_uri()} refuses this: {first_words(error)} Nothing has been published."
             ) from None
         raise _unavailable(error) from None
     except Exception as error:  # noqa: BLE001 - each store raises what its own library raises
@@ -222,23 +204,9 @@ def _mlflow_errors() -> Iterator[None]:
 
 def _unavailable(error: Exception) -> ServerUnavailable:
     return ServerUnavailable(
-        f"MLflow at {_tracking_uri()} did not take the model: {_reason(error)} Nothing has been published. "
+        f"MLflow at {tracking_uri()} did not take the model: {first_words(error)} Nothing has been published. "
         "Check MLFLOW_TRACKING_URI, and that the server runs."
     )
-
-
-def _reason(error: Exception) -> str:
-    """Say a foreign error in one line: the cause if it is one of the network, else its first line."""
-    text = str(error)
-    if cause := _CAUSE.search(text):
-        return f"{cause[0].partition('] ')[2] or cause[0]}."
-    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return line[:_LONGEST_REASON] if line[:_LONGEST_REASON].endswith(".") else f"{line[:_LONGEST_REASON]}."
-
-
-def _tracking_uri() -> str:
-    """Return MLflow's tracking URI without the password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//***@", str(mlflow.get_tracking_uri()))
 
 
 def _check_model_name(name: str) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -118,7 +119,7 @@ class Settings:
     model_repository: Setting[str | None]
     request_timeout: Setting[float]
     load_timeout: Setting[float]
-    headers: Setting[Mapping[str, str]]
+    headers: Setting[Mapping[str, str]] = field(repr=False)
 
     @classmethod
     def parse(cls, target_uri: str, environment: Mapping[str, str]) -> Settings:
@@ -162,15 +163,14 @@ class Settings:
 
 
 def _split_target(target_uri: str) -> SplitResult:
-    target = _parse(target_uri, urlsplit, f"Target URI {target_uri!r}")
+    shown = f"Target URI {_without_credentials(target_uri)!r}"
+    target = _parse(target_uri, urlsplit, shown)
     plain = not target.scheme and target.path.lower() == "triton"
     if not plain and target.scheme != "triton":
-        raise InvalidSetting(
-            f"Target URI {target_uri!r} is not one of this plugin's: write triton, or triton://HOST:PORT."
-        )
+        raise InvalidSetting(f"{shown} is not one of this plugin's: write triton, or triton://HOST:PORT.")
     if (target.path not in ("", "/") and not plain) or target.fragment or "@" in target.netloc:
         raise InvalidSetting(
-            f"Target URI {target_uri!r} has a part that is not understood. Write triton://HOST:PORT, "
+            f"{shown} has a part that is not understood. Write triton://HOST:PORT, "
             "followed if need be by ?model_repository=PATH&grpc_url=HOST:PORT; "
             "credentials go into the environment variable TRITON_HEADERS."
         )
@@ -178,7 +178,8 @@ def _split_target(target_uri: str) -> SplitResult:
 
 
 def _query(target_uri: str, target: SplitResult) -> dict[str, str]:
-    pairs = parse_qsl(target.query, keep_blank_values=True)
+    # A path may have a plus, which parse_qsl takes for a space.
+    pairs = parse_qsl(target.query.replace("+", "%2B"), keep_blank_values=True)
     known = [definition.name for definition in SETTINGS if definition.in_target]
     for key, text in pairs:
         if key not in known:
@@ -200,35 +201,38 @@ def _parse(text: str, function: Callable[[str], T], what: str) -> T:
         raise InvalidSetting(f"{what} cannot be parsed: {error}.") from None
 
 
-def _authority(text: str, setting: Setting[str | None], what: str, example: str) -> tuple[str, int | None]:
+def _without_credentials(text: str) -> str:
+    return re.sub(r"^(\w+://)?.*@", r"\1***@", text, flags=re.DOTALL)
+
+
+def _authority(text: str, what: str, example: str) -> tuple[str, int | None]:
     """Return host (with brackets if IPv6) and port of ``HOST[:PORT]``."""
-    split = _parse(f"//{text}", urlsplit, f"{what} {setting}")
-    port = _parse(text, lambda _: split.port, f"{what} {setting}")
-    if (
-        not split.hostname
-        or split.path.strip("/")
-        or split.query
-        or split.fragment
-        or split.username is not None
-    ):
-        raise InvalidSetting(f"{what} {setting} is not understood: write {example}.")
-    if any(character.isspace() for character in split.netloc):
-        raise InvalidSetting(f"{what} {setting} has a space in it: write {example}.")
+    if any(character.isspace() or not character.isprintable() for character in text):
+        raise InvalidSetting(f"{what} has a space or a control character in it: write {example}.")
+    split = _parse(f"//{text}", urlsplit, what)
+    port = _parse(text, lambda _: split.port, what)
+    if "@" in split.netloc:
+        raise InvalidSetting(
+            f"{what} has credentials in it: write {example}, and set TRITON_HEADERS to the header that Triton expects."
+        )
+    if not split.hostname or port == 0 or split.path.strip("/") or split.query or split.fragment:
+        raise InvalidSetting(f"{what} is not understood: write {example}.")
     host = f"[{split.hostname}]" if ":" in split.hostname else split.hostname
     return host, port
 
 
 def _http_url(setting: Setting[str | None]) -> Setting[str]:
     text = setting.value or ""
+    what = f"Triton's HTTP URL {Setting(_without_credentials(text), setting.source)}"
     scheme, separator, rest = text.partition("://")
     if not separator:
         scheme, rest = "http", text
     if scheme.lower() not in ("http", "https"):
         raise InvalidSetting(
-            f"Triton's HTTP URL {setting} starts with {scheme}://: write http://HOST:PORT or https://HOST:PORT. "
+            f"{what} starts with {scheme}://: write http://HOST:PORT or https://HOST:PORT. "
             "A gRPC endpoint goes into TRITON_GRPC_URL."
         )
-    host, port = _authority(rest, setting, "Triton's HTTP URL", "http://HOST:PORT")
+    host, port = _authority(rest, what, "http://HOST:PORT")
     port = port or (443 if scheme.lower() == "https" else 8000)
     return Setting(f"{scheme.lower()}://{host}:{port}", setting.source)
 
@@ -241,14 +245,15 @@ def _grpc_url(setting: Setting[str | None], http_url: Setting[str]) -> Setting[s
             host = http_url.value.removeprefix("http://").rpartition(":")[0]
             return Setting(f"{host}:8001", f"default beside {http_url.value}")
         return Setting(None, "default")
+    what = f"Triton's gRPC URL {Setting(_without_credentials(setting.value), setting.source)}"
     scheme, separator, rest = setting.value.partition("://")
     if not separator:
         scheme, rest = "grpc", setting.value
     if scheme.lower() not in ("grpc", "grpcs"):
         raise InvalidSetting(
-            f"Triton's gRPC URL {setting} starts with {scheme}://: write HOST:PORT, or grpcs://HOST:PORT for TLS."
+            f"{what} starts with {scheme}://: write HOST:PORT, or grpcs://HOST:PORT for TLS."
         )
-    host, port = _authority(rest, setting, "Triton's gRPC URL", "HOST:PORT")
+    host, port = _authority(rest, what, "HOST:PORT")
     prefix = "grpcs://" if scheme.lower() == "grpcs" else ""
     return Setting(f"{prefix}{host}:{port or 8001}", setting.source)
 
@@ -268,7 +273,7 @@ def _headers(setting: Setting[str | None]) -> Setting[Mapping[str, str]]:
         return Setting({}, setting.source)
     try:
         headers = json.loads(setting.value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         headers = None
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
         # The value itself may be a secret and is not shown.
@@ -276,8 +281,12 @@ def _headers(setting: Setting[str | None]) -> Setting[Mapping[str, str]]:
             f"The headers from {setting.source} are not a JSON object of strings, "
             'such as {"Authorization": "Bearer TOKEN"}.'
         )
-    if any(character in "\r\n" for pair in headers.items() for text in pair for character in text):
-        raise InvalidSetting(f"The headers from {setting.source} contain a line break.")
+    for name, value in headers.items():
+        if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII) or not re.fullmatch(r"[\t -~]*", value):
+            raise InvalidSetting(
+                f"The header {name!r} from {setting.source} cannot be sent: a name is letters, digits and dashes, "
+                "and a value printable ASCII on one line."
+            )
     return Setting(headers, setting.source)
 
 

@@ -16,8 +16,8 @@ import pytest
 from mlflow.entities import ViewType
 
 from mlflow_triton import flavor
-from mlflow_triton import publish as publish_module
 from mlflow_triton.errors import InvalidModel, InvalidParameter, ServerUnavailable, TritonPluginError
+from mlflow_triton.models import tracking as mlflow_server
 from mlflow_triton.publish import parse_tags, publish
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -169,9 +169,7 @@ def test_no_mlflow_server(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{unused.getsockname()[1]}")
         started = time.monotonic()
-        with pytest.raises(
-            ServerUnavailable, match=r"Connection refused.*Check MLFLOW_TRACKING_URI"
-        ) as caught:
+        with pytest.raises(ServerUnavailable, match=r"Connection refused.*MLFLOW_TRACKING_URI") as caught:
             publish("net", model)
     assert time.monotonic() - started < 30
     assert "secret" not in caught.value.message
@@ -179,16 +177,14 @@ def test_no_mlflow_server(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_mlflow_server_that_never_answers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that accepts and stays silent is given up after the bound, and the environment is as before."""
-    monkeypatch.setitem(publish_module._BOUNDS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    """A server that accepts and stays silent is given up after the bound."""
+    monkeypatch.setattr(mlflow_server, "TIMEOUT", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
-        with pytest.raises(ServerUnavailable, match="Read timed out"):
+        with pytest.raises(ServerUnavailable, match="did not answer within 1 s"):
             publish("net", model)
     assert time.monotonic() - started < 30
-    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 def test_an_unknown_kind_of_tracking_uri(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mlflow_triton.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import FrameType
 
@@ -29,13 +29,20 @@ class _EndRequested(BaseException):
     """SIGINT or SIGTERM has arrived."""
 
 
-def serve(server: EmbeddedTriton, *, ready_file: Path | None = None) -> None:
+def serve(
+    server: EmbeddedTriton,
+    announce: Callable[[EmbeddedTriton], None] | None = None,
+    *,
+    ready_file: Path | None = None,
+) -> None:
     """Run a server until SIGINT or SIGTERM.
 
-    The server's log goes to stderr. One line of JSON goes to stdout once the server is ready.
+    The server's log goes to stderr. One line of JSON goes to stdout once the server is ready, unless `announce` says
+    something else.
 
     Args:
         server: A server that is not started yet.
+        announce: Called once the server is ready.
         ready_file: Appears with the same line once the server is ready, and is removed when it ends.
 
     Raises:
@@ -49,7 +56,10 @@ def serve(server: EmbeddedTriton, *, ready_file: Path | None = None) -> None:
                 ready_file.unlink(missing_ok=True)  # one that a killed server left would tell a lie
             server.start()
             ready = True
-            _announce(server, ready_file)
+            if announce is None:
+                _announce(server, ready_file)
+            else:
+                announce(server)
             while (code := server.poll()) is None:
                 _pass_on_log(server)
                 time.sleep(_POLL)

@@ -44,6 +44,7 @@ class EmbeddedTriton:
     Args:
         model_repository: An existing directory, with a path that Triton's Python backend can read (see
             :func:`~mlflow_triton.embedded.runtime.reads_safely`).
+        discard_repository: Remove the repository when the server has ended, also if this process was killed.
         host: The address to bind.
         http_port: 0 takes a free one, as for the other two ports.
         grpc_port: The port of the gRPC protocol.
@@ -63,6 +64,7 @@ class EmbeddedTriton:
         self,
         model_repository: str | os.PathLike[str],
         *,
+        discard_repository: bool = False,
         host: str = "127.0.0.1",
         http_port: int = 0,
         grpc_port: int = 0,
@@ -74,6 +76,7 @@ class EmbeddedTriton:
         runtime: Runtime | None = None,
     ) -> None:
         self.model_repository = Path(model_repository).absolute()
+        self._discard = (self.model_repository,) if discard_repository else ()
         self._host = host
         self._address = ""
         self._wanted_ports = dict(zip(_OURS, (http_port, grpc_port, metrics_port), strict=True))
@@ -122,6 +125,7 @@ class EmbeddedTriton:
                     gpu=self._gpu,
                     grace=self._exit_timeout() + _GRACE,
                     log_path=self._log_path,
+                    discard=self._discard,
                 )
                 ended = self._wait_until_ready(self._server, deadline)
             except BaseException as error:

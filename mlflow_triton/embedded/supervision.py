@@ -38,6 +38,7 @@ class SupervisedServer:
         gpu: Let it see the GPUs.
         grace: Seconds that the server may take to end after SIGTERM, before SIGKILL.
         log_path: A file to append the server's log to; by default one without a name.
+        discard: Directories to remove when the server has ended, however it or its owner ended.
 
     Attributes:
         pid: The server's process id.
@@ -47,11 +48,19 @@ class SupervisedServer:
         OSError: The log cannot be written.
     """
 
-    def __init__(
-        self, runtime: Runtime, arguments: Sequence[str], *, gpu: bool, grace: float, log_path: Path | None
+    def __init__(  # noqa: PLR0913 - what a server needs is decided by its one user
+        self,
+        runtime: Runtime,
+        arguments: Sequence[str],
+        *,
+        gpu: bool,
+        grace: float,
+        log_path: Path | None,
+        discard: Sequence[Path] = (),
     ) -> None:
         self._owner = os.getpid()
         self._grace = grace
+        self._discard = discard
         self._exit: int | None = None
         self._final_log = b""
         self._shared_memory = f"mlflow-triton-{uuid.uuid4().hex[:12]}-"
@@ -68,6 +77,7 @@ class SupervisedServer:
             "shared_memory": self._shared_memory,
             "log": self._log.fileno(),
             "grace": grace,
+            "discard": [str(path) for path in discard],
         }
         self._supervisor = subprocess.Popen(
             [runtime.python, "-I", "-S", supervisor.__file__, json.dumps(specification)],
@@ -140,7 +150,7 @@ class SupervisedServer:
         if last.startswith("{"):
             self._exit = json.loads(last)["exit"]
         else:
-            supervisor.sweep(self.pid, self._shared_memory, self._directory)
+            supervisor.sweep(self.pid, self._shared_memory, self._directory, *self._discard)
             self._exit = -signal.SIGKILL
         self._final_log = self._read_log(0)
         self._log.close()

@@ -37,19 +37,20 @@ _OWNER_CHECK = 1.0  # seconds between looks at the parent's id
 _REAP_LIMIT = 5.0  # seconds; a killed process ends at once unless the kernel holds it
 
 
-def sweep(group: int, shared_memory: str, directory: Path) -> None:
+def sweep(group: int, shared_memory: str, *directories: Path) -> None:
     """Remove all that one server may have left: processes, shared memory, temporary files.
 
     Args:
         group: The server's process group.
         shared_memory: The prefix of the names of its shared memory, unique to this server.
-        directory: Its private directory.
+        directories: Those that are its own.
     """
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     for region in Path("/dev/shm").glob(f"{shared_memory}*"):  # noqa: S108 - where shm_open(3) puts them
         region.unlink(missing_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _run(specification: dict[str, Any]) -> None:
@@ -88,7 +89,8 @@ def _run(specification: dict[str, Any]) -> None:
         _wait(server, specification["owner"], woken)
         _end(server, specification["grace"])
     finally:
-        sweep(server.pid, specification["shared_memory"], directory)
+        discarded = map(Path, specification.get("discard", ()))
+        sweep(server.pid, specification["shared_memory"], directory, *discarded)
     _tell({"exit": server.returncode})
 
 

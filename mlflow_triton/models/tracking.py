@@ -44,7 +44,8 @@ def require_server() -> str | None:
     except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
         return None
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
-        how = "does not answer" if isinstance(error, requests.exceptions.ReadTimeout) else "cannot be reached"
+        cause = re.search(r"\[Errno -?\d+\] ([\w ]+)|(Failed to resolve '[^']*')", str(error))
+        how = f"cannot be reached: {cause[1] or cause[2]}" if cause else f"did not answer within {TIMEOUT:g} s"
         raise ServerUnavailable(
             f"MLflow at {tracking_uri()} {how}. Nothing was changed. Start it (mlflow server), "
             "or set MLFLOW_TRACKING_URI to where it is."

@@ -62,11 +62,19 @@ class TritonPredictions(PredictionsResponse):
 
         Floats are written with all their digits. Outputs that are not UTF-8 text are base64, as MLflow
         writes ``bytes``.
+
+        Raises:
+            InvalidParameter: `path` cannot be written.
         """
         text = json.dumps({"outputs": {name: _listed(array) for name, array in self["outputs"].items()}})
         if path is None:
             return text
-        Path(path).write_text(text, encoding="utf-8")
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InvalidParameter(
+                f"The outputs cannot be written to {path}: {error.strerror}. The model has answered; nothing was changed."
+            ) from None
         return None
 
     @classmethod
