@@ -202,7 +202,8 @@ def _parse(text: str, function: Callable[[str], T], what: str) -> T:
 
 
 def _without_credentials(text: str) -> str:
-    return re.sub(r"^(\w+://)?.*@", r"\1***@", text, flags=re.DOTALL)
+    shown = re.sub(r"^(\w+://)?.*@", r"\1***@", text, flags=re.DOTALL)
+    return shown if shown.isprintable() else repr(shown)
 
 
 def _authority(text: str, what: str, example: str) -> tuple[str, int | None]:

@@ -141,9 +141,11 @@ def test_broken_triton_models(
     edit, pattern = BROKEN_TRITON[case]
     uri = _python(tmp_path, edit, publish_triton)
     before = world()
-    for verb in (deployment_client.create_deployment, deployment_client.update_deployment):
-        name = serving if verb == deployment_client.update_deployment else f"{serving}-new"
-        refused("INVALID_PARAMETER_VALUE", pattern, lambda verb=verb, name=name: verb(name, uri))
+    for call in (
+        lambda: deployment_client.create_deployment(f"{serving}-new", uri),
+        lambda: deployment_client.update_deployment(serving, uri),
+    ):
+        refused("INVALID_PARAMETER_VALUE", pattern, call)
     assert world() == before
 
 

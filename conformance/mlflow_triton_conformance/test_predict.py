@@ -6,19 +6,20 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from mlflow.deployments import PredictionsResponse
+from mlflow.deployments import PredictionsResponse, get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from pytest_mlflow_triton import example
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pytest_mlflow_triton.handles import MlflowServer, TritonServer
@@ -35,7 +36,8 @@ class Subject:
 
     def __call__(self, inputs: Any) -> PredictionsResponse:
         """Predict."""
-        return self._client.predict(self.name, inputs)
+        response: PredictionsResponse = self._client.predict(self.name, inputs)
+        return response
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +45,6 @@ def predict(
     triton_server: TritonServer, mlflow_server: MlflowServer, tmp_path_factory: Any
 ) -> Iterator[Subject]:
     """Predict with the example, deployed once for this module."""
-    import mlflow
-    from mlflow.deployments import get_deploy_client
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.tracking_uri)
         patch.setenv("TRITON_URL", triton_server.http_url)
@@ -95,7 +94,7 @@ def as_cli_reads(inputs: Arrays) -> Any:
     return pd.read_json(io.StringIO(json.dumps({"inputs": {k: v.tolist() for k, v in inputs.items()}})))
 
 
-FORMS = {
+FORMS: dict[str, Callable[[Arrays], Any]] = {
     "arrays": lambda inputs: inputs,
     "nested lists": lambda inputs: {name: array.tolist() for name, array in inputs.items()},
     "under inputs": lambda inputs: {"inputs": inputs},

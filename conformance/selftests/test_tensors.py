@@ -40,7 +40,21 @@ EDGES = [
     sign * (2**power + step) for power in (0, 7, 8, 11, 15, 16, 24, 31, 32, 53, 63, 64, 127, 128)
     for step in (-1, 0, 1) for sign in (1, -1)
 ]  # fmt: skip
-FRACTIONS = [0.5, -0.5, 0.1, 1e-45, 1e-300, 65504.0, 65519.0, 65520.0, 1e300, 3.5e38, math.inf, -math.inf, math.nan]
+FRACTIONS = [
+    0.5,
+    -0.5,
+    0.1,
+    1e-45,
+    1e-300,
+    65504.0,
+    65519.0,
+    65520.0,
+    1e300,
+    3.5e38,
+    math.inf,
+    -math.inf,
+    math.nan,
+]
 
 
 def exact(value: Any) -> int | Fraction | None:
@@ -75,7 +89,9 @@ def same(before: Any, after: Any, datatype: str) -> bool:
     if before.dtype.kind == "f" and datatype in FLOATS:
         with np.errstate(all="ignore"):
             nearest = before.astype(before.dtype.newbyteorder("=")).astype(numpy_dtype(datatype))
-        return bool(np.array_equal(nearest, after, equal_nan=True) and np.signbit(nearest) == np.signbit(after))
+        return bool(
+            np.array_equal(nearest, after, equal_nan=True) and np.signbit(nearest) == np.signbit(after)
+        )
     return exact(before) == exact(after)
 
 
@@ -165,7 +181,9 @@ def test_the_oracle_rounds_where_numpy_does() -> None:
         source = np.float32 if datatype == "BF16" else np.float64
         edge = source(Fraction(2) ** beyond - Fraction(2) ** (beyond - bits - 1))
         with np.errstate(all="ignore"):
-            below, at = (number.astype(numpy_dtype(datatype)) for number in (np.nextafter(edge, source(0)), edge))
+            below, at = (
+                number.astype(numpy_dtype(datatype)) for number in (np.nextafter(edge, source(0)), edge)
+            )
         assert np.isfinite(below)
         assert not np.isfinite(at)
 
@@ -210,7 +228,9 @@ def test_numpy_integers_beside_floats_keep_their_value() -> None:
 @given(hnp.arrays(np.object_, hnp.array_shapes(min_dims=0), elements=st.one_of(st.binary(), st.text())))
 def test_bytes_are_kept(array: Array) -> None:
     """BYTES takes bytes as they are and str as UTF-8, trailing NULs included; anything else is refused."""
-    expected = [item if isinstance(item, bytes) else item.encode("utf-8", "surrogatepass") for item in array.flat]
+    expected = [
+        item if isinstance(item, bytes) else item.encode("utf-8", "surrogatepass") for item in array.flat
+    ]
     if all(isinstance(item, bytes) or not re.search("[\ud800-\udfff]", item) for item in array.flat):
         assert list(cast(to_array(array, "x"), "BYTES", "x").flat) == expected
         assert list(cast(to_array(array.tolist(), "x"), "BYTES", "x").flat) == expected
@@ -652,7 +672,9 @@ def test_predictions_read_their_own_json() -> None:
     assert {name: array.tolist() for name, array in back["outputs"].items()} == {"y": [[1, 2]], "s": ["a"]}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"outputs": 1}', '{"outputs": {"y": [[1], [2, 3]]}}', "nul"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"outputs": 1}', '{"outputs": {"y": [[1], [2, 3]]}}', "nul"]
+)
 def test_predictions_refuse_other_json(text: str) -> None:
     """JSON that is no response is an error of this package."""
     with pytest.raises(InvalidParameter, match="Not a JSON object with the key 'outputs'"):
@@ -660,7 +682,9 @@ def test_predictions_refuse_other_json(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [lambda a: cast(a, "INT8", "x"), lambda a: to_array(a, "x"), to_wire], ids=["cast", "to_array", "to_wire"]
+    "function",
+    [lambda a: cast(a, "INT8", "x"), lambda a: to_array(a, "x"), to_wire],
+    ids=["cast", "to_array", "to_wire"],
 )
 def test_the_callers_array_stays_as_it_is(function: Callable[[Array], Any]) -> None:
     """Nothing on the way writes to the caller's array."""

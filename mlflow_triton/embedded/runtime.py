@@ -125,7 +125,9 @@ class Runtime:
         # The Python inside the stub finds its packages by the first python3 on PATH, and by nothing else.
         path = f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
-        return {**os.environ, **hidden, "PATH": path}
+        # Each model's process would send usage data, and leave a file for it in the temporary directory.
+        quiet = {"ORT_DISABLE_TELEMETRY": os.environ.get("ORT_DISABLE_TELEMETRY", "1")}
+        return {**os.environ, **hidden, **quiet, "PATH": path}
 
     def verify(self) -> None:
         """Check that the server and its stub can start.

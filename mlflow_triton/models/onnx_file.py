@@ -42,13 +42,12 @@ def external_data(path: Path) -> tuple[PurePosixPath, ...]:
     """
     if path.stat().st_size == 0:
         raise InvalidModel(f"{path.name} is empty: it is no ONNX model. Log the model again.")
-    locations: dict[str, None] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            locations.update(dict.fromkeys(_walk(data, 0, len(data), "Model", 0)))
+            locations = list(_walk(data, 0, len(data), "Model", 0))
         except (ValueError, IndexError):
             raise InvalidModel(f"{path.name} is no ONNX model, or is cut off. Log the model again.") from None
-    return tuple(_inside(location, path.name) for location in locations)
+    return tuple(dict.fromkeys(_inside(location, path.name) for location in locations))
 
 
 def _inside(location: str, name: str) -> PurePosixPath:

@@ -10,7 +10,7 @@ import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 
-from mlflow_triton.errors import ModelNotFound, ServerUnavailable, TritonPluginError
+from mlflow_triton.errors import InvalidModel, ModelNotFound, ServerUnavailable, TritonPluginError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,9 @@ def require_server() -> str | None:
         return None
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
         cause = re.search(r"\[Errno -?\d+\] ([\w ]+)|(Failed to resolve '[^']*')", str(error))
-        how = f"cannot be reached: {cause[1] or cause[2]}" if cause else f"did not answer within {TIMEOUT:g} s"
+        how = (
+            f"cannot be reached: {cause[1] or cause[2]}" if cause else f"did not answer within {TIMEOUT:g} s"
+        )
         raise ServerUnavailable(
             f"MLflow at {tracking_uri()} {how}. Nothing was changed. Start it (mlflow server), "
             "or set MLFLOW_TRACKING_URI to where it is."
@@ -68,6 +70,10 @@ def foreign_errors(what: str) -> Iterator[None]:
     except MlflowException as error:
         reason = first_words(error)
         where = f"MLflow at {tracking_uri()}"
+        if "outside the artifact directory" in reason:
+            raise InvalidModel(
+                f"{what} has a file that leads out of it. {where} says: {reason} Nothing was changed."
+            ) from None
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") or "No such" in reason:
             raise ModelNotFound(
                 f"{what} was not found. {where} says: {reason} Check the URI, and MLFLOW_TRACKING_URI."

@@ -72,7 +72,7 @@ class Record:
         )
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RepositoryError(f"The record of {name!r} is corrupt: {path}: {error}. {remedy}") from None
         problem = _problem(document, name)
         if problem:
