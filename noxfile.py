@@ -14,7 +14,6 @@ nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
-OLDEST_PYTHON = PROJECT["project"]["requires-python"].removeprefix(">=")
 FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
 
 
@@ -64,7 +63,7 @@ def package(session: nox.Session) -> None:
     session.run("pytest", "--pyargs", "mlflow_triton_conformance", "-m", "not slow", *session.posargs)
 
 
-@nox.session(python=OLDEST_PYTHON)
+@nox.session
 def minimums(session: nox.Session) -> None:
     """Run the suite with the lowest versions that pyproject.toml allows, MLflow 2.22 among them."""
     session.install("uv")

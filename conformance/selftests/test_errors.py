@@ -50,7 +50,9 @@ def test_the_tree_is_as_drawn() -> None:
 def test_every_error_is_public() -> None:
     """`__all__` has every error class of the module."""
     here = {
-        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
     }
     assert here - {"MlflowException"} == set(errors.__all__)
 
@@ -62,7 +64,7 @@ def test_an_error_is_mlflows_and_clicks(error: type[TritonPluginError]) -> None:
     assert isinstance(raised, MlflowException)
     assert isinstance(raised, click.ClickException)
     assert raised.message == str(raised) == raised.format_message() == "What was found."
-    assert raised.error_code == codes.ErrorCode.Name(error.code)
+    assert getattr(codes, raised.error_code) == error.code
 
     @click.command()
     def command() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: The messages of onnx.proto by the names of `MESSAGES`.
-PROTOS = {
+PROTOS: dict[str, Any] = {
     "Model": onnx.ModelProto,
     "TrainingInfo": onnx.TrainingInfoProto,
     "Function": onnx.FunctionProto,
@@ -111,7 +111,9 @@ def everywhere() -> onnx.ModelProto:
             sparse_initializer=[sparse("sv.bin", "si.bin")],
         )
     )  # fmt: skip
-    function = helper.make_function("d", "F", [], [], [constant("function.bin")], [helper.make_opsetid("", 18)])
+    function = helper.make_function(
+        "d", "F", [], [], [constant("function.bin")], [helper.make_opsetid("", 18)]
+    )
     default = function.attribute_proto.add(name="value", type=onnx.AttributeProto.TENSOR)
     default.t.CopyFrom(tensor("default.bin"))
     model.functions.append(function)
@@ -150,7 +152,9 @@ def test_what_onnx_saves_is_found(tmp_path: Path) -> None:
     onnx.save_model(again, tmp_path / "none.onnx")
     assert external_data(tmp_path / "none.onnx") == ()
     (tmp_path / "many").mkdir()
-    onnx.save_model(again, tmp_path / "many" / "m.onnx", save_as_external_data=True, all_tensors_to_one_file=False)
+    onnx.save_model(
+        again, tmp_path / "many" / "m.onnx", save_as_external_data=True, all_tensors_to_one_file=False
+    )
     found = {str(path) for path in external_data(tmp_path / "many" / "m.onnx")}
     assert found == {path.name for path in (tmp_path / "many").iterdir()} - {"m.onnx"}
     assert len(found) == 2
@@ -168,12 +172,14 @@ def test_the_table_is_onnxs() -> None:
         )
 
     table: dict[str, dict[int, str]] = {"Tensor": {onnx.TensorProto.EXTERNAL_DATA_FIELD_NUMBER: "Entry"}}
-    todo = [onnx.ModelProto.DESCRIPTOR]
+    todo: list[Any] = [onnx.ModelProto.DESCRIPTOR]
     while todo:
         descriptor = todo.pop()
         if NAMES[descriptor.full_name] in table:
             continue
-        fields = [f for f in descriptor.fields if f.message_type and leads(f.message_type, frozenset())]
+        fields: list[Any] = [
+            f for f in descriptor.fields if f.message_type and leads(f.message_type, frozenset())
+        ]
         table[NAMES[descriptor.full_name]] = {f.number: NAMES[f.message_type.full_name] for f in fields}
         todo += [field.message_type for field in fields]
     assert table == MESSAGES
@@ -181,9 +187,9 @@ def test_the_table_is_onnxs() -> None:
     assert (entry["key"].number, entry["value"].number) == (1, 2)
 
 
-NAME = st.text(st.characters(exclude_characters="\\\0/", exclude_categories=["Cs"]), min_size=1, max_size=6).filter(
-    lambda name: name not in {".", ".."}
-)
+NAME = st.text(
+    st.characters(exclude_characters="\\\0/", exclude_categories=["Cs"]), min_size=1, max_size=6
+).filter(lambda name: name not in {".", ".."})
 NOISE = st.binary(max_size=30)
 
 
@@ -200,13 +206,19 @@ def messages(draw: st.DrawFn, name: str = "Model", depth: int = 0) -> Any:
     if name == "Graph":
         message.doc_string = draw(NAME)
     if name == "Attribute":
-        message.s, message.f, message.i = draw(NOISE), draw(st.floats(width=32)), draw(st.integers(-(2**63), -1))
+        message.s, message.f, message.i = (
+            draw(NOISE),
+            draw(st.floats(width=32)),
+            draw(st.integers(-(2**63), -1)),
+        )
     for number, kind in MESSAGES[name].items():
         field = message.DESCRIPTOR.fields_by_number[number]
         count = draw(st.integers(0, 2 if depth < 7 else 0))
         target = getattr(message, field.name)
         if hasattr(target, "add"):
-            target.extend(draw(messages(kind, depth + 1)) for _ in range(count if count < 2 or depth < 3 else 1))
+            target.extend(
+                draw(messages(kind, depth + 1)) for _ in range(count if count < 2 or depth < 3 else 1)
+            )
         elif count:
             target.CopyFrom(draw(messages(kind, depth + 1)))
     return message
@@ -237,7 +249,9 @@ def test_unknown_fields_are_skipped(tmp_path: Path) -> None:
     assert read(unknown + model.SerializeToString() + unknown, tmp_path) == read(model, tmp_path)
 
 
-@pytest.mark.parametrize("location", ["/etc/passwd", "../x", "a/../../x", "a/..", "", ".", "a\\b", "..\\x", "a\0b"])
+@pytest.mark.parametrize(
+    "location", ["/etc/passwd", "../x", "a/../../x", "a/..", "", ".", "a\\b", "..\\x", "a\0b"]
+)
 def test_a_location_outside_of_the_model_is_refused(location: str, tmp_path: Path) -> None:
     """A location that leaves the model's directory, or could on some system, is refused and shown."""
     with pytest.raises(InvalidModel) as caught:
@@ -254,7 +268,15 @@ def test_a_location_is_normalised(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0", b"not a model", b"PK\x03\x04" + bytes(40), b"\x80\x04\x95", b"\xff" * 100, b"<!DOCTYPE html>\n"],
+    [
+        b"",
+        b"\0",
+        b"not a model",
+        b"PK\x03\x04" + bytes(40),
+        b"\x80\x04\x95",
+        b"\xff" * 100,
+        b"<!DOCTYPE html>\n",
+    ],
 )
 def test_a_file_that_is_no_model(content: bytes, tmp_path: Path) -> None:
     """A file of another kind is refused as no ONNX model, by name."""
@@ -281,7 +303,9 @@ DATA = everywhere().SerializeToString()
 
 
 @settings(deadline=2000, max_examples=300)
-@given(changes=st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.binary(max_size=4)), min_size=1, max_size=6))
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.binary(max_size=4)), min_size=1, max_size=6)
+)
 def test_a_damaged_model_is_read_or_refused(
     changes: list[tuple[int, bytes]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

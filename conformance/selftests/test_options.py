@@ -78,11 +78,10 @@ def test_only_invalid_option_leaves(config: dict[str, str]) -> None:
     """Whatever strings the options have, the result is options or an InvalidOption."""
     try:
         options = DeploymentOptions.parse(config)
-    except InvalidOption as error:
-        assert error.message.startswith("Nothing was changed.")
-    else:
-        assert set(config) <= {option.name for option in OPTIONS}
-        assert options.version is None or 1 <= options.version <= HIGHEST_VERSION
+    except InvalidOption:
+        return
+    assert set(config) <= {option.name for option in OPTIONS}
+    assert options.version is None or 1 <= options.version <= HIGHEST_VERSION
 
 
 def test_the_help_shows_every_option() -> None:

@@ -10,8 +10,24 @@ from hypothesis import strategies as st
 from mlflow_triton.errors import RepositoryError
 from mlflow_triton.repository.record import RECORD_NAME, Record
 
-NVIDIA = {"name": "m", "triton_model_path": "/r/m", "mlflow_model_uri": "models:/m/1", "flavor": "onnx"}
-OPTIONAL = ("deployment_id", "model_name", "model_version", "model_id", "run_id", "plugin_version", "created_at")
+NVIDIA: dict[str, Any] = {
+    "name": "m",
+    "triton_model_path": "/r/m",
+    "mlflow_model_uri": "models:/m/1",
+    "flavor": "onnx",
+}
+OPTIONAL = (
+    "deployment_id",
+    "model_name",
+    "model_version",
+    "model_id",
+    "run_id",
+    "plugin_version",
+    "created_at",
+)
+WRONG_TEXTS: list[Any] = [1, [], {}]
+WRONG_VERSIONS: list[Any] = [None, 1, "1", ["1"], [1.0], [True]]
+WRONG_FILES: list[Any] = [None, [], {"a": 1}, {"a": None}]
 
 
 def read(document: Any) -> Record:
@@ -67,7 +83,9 @@ def test_keys_of_later_versions_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "nul", '{"name": "m"', b"\xff\xfe", b"\x00", "[" * 100_000], ids=lambda text: repr(text[:9])
+    "text",
+    ["", "{", "nul", '{"name": "m"', b"\xff\xfe", b"\x00", "[" * 100_000],
+    ids=lambda text: repr(text[:9]),
 )
 def test_a_corrupt_record(text: str | bytes) -> None:
     """A file that is no JSON is corrupt, and the error says what to do with it."""
@@ -93,9 +111,9 @@ def test_a_record_needs_its_four_keys(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *((key, value) for key in OPTIONAL for value in (1, [], {})),
-        *(("versions", value) for value in (None, 1, "1", ["1"], [1.0], [True])),
-        *(("files", value) for value in (None, [], {"a": 1}, {"a": None})),
+        *((key, value) for key in OPTIONAL for value in WRONG_TEXTS),
+        *(("versions", value) for value in WRONG_VERSIONS),
+        *(("files", value) for value in WRONG_FILES),
     ],
 )
 def test_a_record_with_a_wrong_value(key: str, value: Any) -> None:

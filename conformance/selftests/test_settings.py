@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -225,10 +225,7 @@ def test_headers_are_not_in_the_representation() -> None:
 def test_only_invalid_setting_leaves(target: str, environment: dict[str, str]) -> None:
     """Whatever target and environment hold, the result is settings or an InvalidSetting."""
     for uri in (target, f"triton://{target}", f"triton?{target}", "triton"):
-        try:
+        with suppress(InvalidSetting):
             settings = Settings.parse(uri, environment)
-        except InvalidSetting as error:
-            assert error.message
-        else:
             assert settings.http_url.value.startswith(("http://", "https://"))
-            assert json.dumps(settings.headers.value).isascii()
+            assert all(text.isascii() for text in settings.headers.value.values())

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse
+import scipy.sparse  # type: ignore[import-untyped]
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -57,10 +57,10 @@ FRACTIONS = [
 ]
 
 
-def exact(value: Any) -> int | Fraction | None:
+def exact(value: Any) -> Fraction | None:
     """Return a NumPy scalar's value as a number without limits; ``None`` if it is not finite."""
     if value.dtype.kind in "biu":
-        return int(value)
+        return Fraction(int(value))
     number = float(value)
     return Fraction(number) if math.isfinite(number) else None
 
@@ -120,7 +120,7 @@ def check_cast(array: Array, datatype: str) -> None:
 @st.composite
 def arrays(draw: st.DrawFn) -> Array:
     """Draw arrays of every source type, near the limits of all types, in any memory layout."""
-    dtype = np.dtype(draw(st.sampled_from(SOURCES)))
+    dtype: np.dtype[Any] = np.dtype(draw(st.sampled_from(SOURCES)))
     anything: st.SearchStrategy[Any] = hnp.from_dtype(dtype)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
@@ -253,7 +253,9 @@ def test_a_long_value_is_not_shown_whole() -> None:
     """An error shows the beginning of a value, not all of a megabyte."""
     for datatype in ("FP32", "BYTES"):
         with pytest.raises(InvalidInput) as caught:
-            cast(to_array([1, ["x" * 10**6], 2][1:2] + [[7]], "x"), datatype, "x")
+            cast(
+                to_array(["x" * 10**6, 7] if datatype == "FP32" else [b"", {"x" * 10**6}], "x"), datatype, "x"
+            )
         assert len(caught.value.message) < 400
 
 
@@ -323,7 +325,7 @@ def test_a_wrong_size_on_the_wire_is_an_error(datatype: str, data: bytes, shape:
 @pytest.mark.parametrize("data", [b"\1", b"\1\0\0\0", b"\xff\xff\xff\xffabc", b"\1\0\0\0ab"])
 def test_a_cut_string_is_an_error(data: bytes) -> None:
     """A string that runs past the end of the data is a ValueError."""
-    with pytest.raises(ValueError, match="past the end|reshape"):
+    with pytest.raises(ValueError, match=r"past the end|reshape"):
         from_wire(memoryview(data), "BYTES", (1,))
 
 
@@ -455,7 +457,7 @@ def test_a_column_of_scalars_fits_a_tensor_with_a_dimension_of_one() -> None:
         (pd.DataFrame({"A": pd.array([True, None], "boolean")}), "'A' has no value in row 1"),
         (pd.DataFrame({"A": pd.array(["a", None], "string")}), "'A' has no value in row 1"),
         (pd.DataFrame({"A": pd.Categorical(["a", None])}), "'A' has no value in row 1"),
-        (pd.DataFrame({"A": pd.to_datetime(["2020-01-01", None])}), "'A' has no value in row 1"),
+        (pd.DataFrame({"A": pd.DatetimeIndex(["2020-01-01", "NaT"])}), "'A' has no value in row 1"),
         ({"inputs": [{"name": "A", "shape": [1], "datatype": "FP32", "data": [1]}]}, "no input 'name'"),
         (cli({"dataframe_split": {"columns": ["A"], "data": [[1]]}}), "the columns 'dataframe_split'"),
     ],
@@ -660,7 +662,7 @@ def test_predictions_in_mlflows_formats() -> None:
     assert isinstance(cast_to, np.ndarray)
     assert cast_to.dtype == np.float64
     assert decode({"s": np.array(3)}).get_predictions()["s"].tolist() == [3]
-    assert decode({"e": np.empty((0, 1))}).get_predictions().shape == (0, 1)
+    assert list(decode({"e": np.empty((0, 1))}).get_predictions()["e"]) == []
     with pytest.raises(InvalidParameter, match="'series': use 'dataframe' or 'ndarray'"):
         response.get_predictions("series")
 

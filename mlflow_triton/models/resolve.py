@@ -89,25 +89,33 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
         flavors = {str(name): dict(values or {}) for name, values in dict(model.flavors).items()}
     except Exception as error:  # noqa: BLE001 - MLflow raises whatever its parsers raise on a broken file
         raise InvalidModel(f"{uri}: its MLmodel file cannot be read: {first_words(error)}") from None
-    meta = _registered_model_meta(path / REGISTERED_MODEL_META)
+    meta = _registered_model_meta(path / REGISTERED_MODEL_META, uri)
     return ResolvedModel(
         path,
         flavors,
         Origin(
             uri,
-            meta.get("model_name"),
-            None if meta.get("model_version") is None else str(meta["model_version"]),
-            getattr(model, "model_id", None),
-            model.run_id,
+            _text(meta.get("model_name")),
+            _text(meta.get("model_version")),
+            _text(getattr(model, "model_id", None)),
+            _text(model.run_id),
         ),
     )
 
 
-def _registered_model_meta(path: Path) -> dict[str, Any]:
+def _registered_model_meta(path: Path, uri: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    meta = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        meta = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidModel(f"{uri}: its file {path.name} cannot be read: {first_words(error)}") from None
     return meta if isinstance(meta, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    """Return what YAML may have taken for a number as text."""
+    return None if value is None else str(value)
 
 
 def run_artifacts(model: ResolvedModel, suffixes: frozenset[str], destination: Path) -> list[Path]:

@@ -23,7 +23,8 @@ TIMEOUT = 10.0
 
 def tracking_uri() -> str:
     """Return MLflow's tracking URI without a password that stands in it."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", str(mlflow.get_tracking_uri()))
+    # A password that should have been quoted may have a slash or an @ in it.
+    return re.sub(r"(?<=://)[^/].*@", "***@", str(mlflow.get_tracking_uri()))
 
 
 def require_server() -> str | None:
@@ -45,9 +46,10 @@ def require_server() -> str | None:
         return None
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
         cause = re.search(r"\[Errno -?\d+\] ([\w ]+)|(Failed to resolve '[^']*')", str(error))
-        how = (
-            f"cannot be reached: {cause[1] or cause[2]}" if cause else f"did not answer within {TIMEOUT:g} s"
-        )
+        if isinstance(error, requests.exceptions.Timeout):
+            how = f"did not answer within {TIMEOUT:g} s"
+        else:
+            how = f"cannot be reached: {cause[1] or cause[2]}" if cause else "broke off the connection"
         raise ServerUnavailable(
             f"MLflow at {tracking_uri()} {how}. Nothing was changed. Start it (mlflow server), "
             "or set MLFLOW_TRACKING_URI to where it is."
@@ -83,16 +85,19 @@ def foreign_errors(what: str) -> Iterator[None]:
         ) from None
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelNotFound(f"{what} was not found: {error.filename or error} does not exist.") from None
-    except OSError as error:
-        # requests' exceptions are OSErrors too.
+    except Exception as error:
+        # Of requests, the artifact store's library (boto3 and its like), or a URI that nothing can parse.
         raise ServerUnavailable(
-            f"{what} could not be read from MLflow at {tracking_uri()}: {first_words(error)} "
-            "Nothing was changed. Check MLFLOW_TRACKING_URI and that the server runs."
-        ) from None
+            f"{what} could not be read with MLflow at {tracking_uri()}: {first_words(error)} "
+            "Nothing was changed. Check the URI, MLFLOW_TRACKING_URI, and that the servers behind them run."
+        ) from error
 
 
 def first_words(error: BaseException) -> str:
     """Return an exception's text as one sentence of bounded length."""
     lines = [line.strip().strip("#").strip() for line in str(error).splitlines()]
-    text = " ".join(line for line in lines if line)[:500] or type(error).__name__
+    text = " ".join(line for line in lines if line) or type(error).__name__
+    text = re.sub(r"(?<=://)[^/@\s]*@", "***@", text.replace(str(mlflow.get_tracking_uri()), tracking_uri()))[
+        :500
+    ]
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -96,7 +96,7 @@ class LocalRepository:
 
     def records(self) -> Iterator[Record]:
         """Yield the record of every deployment, by name; a corrupt one is logged and left out."""
-        for name in sorted(os.listdir(self.path)):
+        for name in sorted(entry.name for entry in self.path.iterdir()):
             try:
                 record = self.record(name)
             except RepositoryError as error:

@@ -71,9 +71,9 @@ class Control:
     def server(self) -> ServerInfo:
         """Return the server's name, version and extensions."""
         document = self._get("/v2", dict)
-        return ServerInfo(
-            str(document.get("name")), str(document.get("version")), tuple(document.get("extensions", ()))
-        )
+        if not isinstance(document.get("name"), str) or not isinstance(document.get("version"), str):
+            raise ServerUnavailable(f"{self._where} answered /v2 in a form that Triton never uses.")
+        return ServerInfo(document["name"], document["version"], tuple(document.get("extensions") or ()))
 
     def index(self) -> list[IndexEntry]:
         """List every directory of the server's model repositories, with the state of each version.
@@ -84,16 +84,16 @@ class Control:
         entries = self._checked(
             self._http.json("POST", "/v2/repository/index", {}), list, "/v2/repository/index"
         )
-        if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in entries):
+        if not all(map(_is_entry, entries)):
             raise ServerUnavailable(
-                f"{self._where} answered /v2/repository/index with a list of something else."
+                f"{self._where} answered /v2/repository/index in a form that Triton never uses."
             )
         return [
             IndexEntry(
                 entry["name"],
                 entry.get("version"),
                 entry.get("state"),
-                one_line(str(entry.get("reason", ""))),
+                one_line(entry.get("reason") or ""),
             )
             for entry in entries
         ]
@@ -284,3 +284,11 @@ class Control:
                     f"{self._where} went away during the {verb} of {name!r} ({message}). Look at its log."
                 ) from None
             raise self._refused(verb, name, one_line(message)) from None
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and all(isinstance(entry.get(key, ""), str) for key in ("version", "state", "reason"))
+    )

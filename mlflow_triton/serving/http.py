@@ -37,7 +37,7 @@ class Response:
         """Triton's error text, or the beginning of whatever body there is."""
         try:
             document = json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if isinstance(document, dict) and isinstance(document.get("error"), str):
             return one_line(str(document["error"]))
@@ -116,7 +116,7 @@ class HttpEndpoint:
             return None
         try:
             return json.loads(response.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ServerUnavailable(
                 f"{self._source} answered {method} {path} with something that is not JSON "
                 f"({response.body[:80]!r}): is it a Triton server?"
@@ -149,8 +149,11 @@ class HttpEndpoint:
                 f"{what}: TLS failed: {error}. Triton itself speaks plain HTTP; check https://."
             ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            # urllib3 wraps what really happened as its last argument.
+            cause = error.args[-1] if error.args else error
+            reason = repr(cause) if isinstance(cause, Exception) else str(cause)
             raise ServerUnavailable(
-                f"{what} broke off {method} {path}: {str(error)[:80]!r}. It may have crashed or may not speak HTTP there; "
+                f"{what} broke off {method} {path}: {reason[:120]}. It may have crashed or may not speak HTTP there; "
                 "look at the server's log."
             ) from None
 

@@ -121,7 +121,7 @@ def infer(
         raise InferenceFailed(f"{name!r} on Triton at {http.url} failed: {response.error}")
     try:
         return _outputs(response)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ServerUnavailable(
             f"Triton at {http.url} sent a broken answer for {name!r} ({error}). Nothing was changed; "
             "look at the server's log."

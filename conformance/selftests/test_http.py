@@ -1,0 +1,543 @@
+# Every server here plays a fault that no real server plays on demand.
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from mlflow_triton.errors import (
+    DeploymentNotFound,
+    InferenceFailed,
+    InvalidInput,
+    LoadFailed,
+    ServerRefused,
+    ServerTimeout,
+    ServerUnavailable,
+)
+from mlflow_triton.serving.control import Control, IndexEntry, ServerInfo
+from mlflow_triton.serving.http import HttpEndpoint, Response, one_line, segment
+from mlflow_triton.serving.inference import HEADER_LENGTH, infer, metadata
+from mlflow_triton.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextmanager
+def listener(behaviour: Callable[[socket.socket, str], None]) -> Iterator[str]:
+    """Listen on a port, and give each connection with the head of its request to `behaviour`."""
+    server = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            connections.append(connection)
+            connection.settimeout(0.5)
+            try:
+                head = b""
+                while b"\r\n\r\n" not in head and (data := connection.recv(65536)):
+                    head += data
+                behaviour(connection, head.decode(errors="replace"))
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        for connection in connections:
+            connection.close()
+        thread.join()
+
+
+def raw(answer: bytes) -> Callable[[socket.socket, str], None]:
+    """Answer every request with these bytes, and close."""
+
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(answer)
+        connection.close()
+
+    return behave
+
+
+def silent(connection: socket.socket, head: str) -> None:
+    """Never answer."""
+
+
+def answer(body: bytes, status: int = 200, /, **headers: str) -> bytes:
+    """Make an HTTP answer whose length is right."""
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", "Connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def routes(**bodies: Any) -> Callable[[socket.socket, str], None]:
+    """Answer by the last part of the path: bytes as they are, anything else as JSON."""
+
+    def behave(connection: socket.socket, head: str) -> None:
+        last = head.split(" ")[1].rpartition("/")[2]
+        body = bodies.get(last, [])
+        connection.sendall(body if isinstance(body, bytes) else answer(json.dumps(body).encode()))
+        connection.close()
+
+    return behave
+
+
+def settings(address: str, **environment: str) -> Settings:
+    """Make settings for a server on a port that has no gRPC beside it."""
+    values = {"TRITON_URL": address, "TRITON_REQUEST_TIMEOUT": "0.4", "TRITON_LOAD_TIMEOUT": "0.4"}
+    return Settings.parse("triton", values | environment)
+
+
+@contextmanager
+def endpoint(behaviour: Callable[[socket.socket, str], None]) -> Iterator[HttpEndpoint]:
+    """Make an endpoint of a server that behaves in a certain way."""
+    with listener(behaviour) as address:
+        yield HttpEndpoint(settings(address))
+
+
+@contextmanager
+def control(behaviour: Callable[[socket.socket, str], None]) -> Iterator[Control]:
+    """Make a control of a server that behaves in a certain way."""
+    with listener(behaviour) as address:
+        made = settings(address)
+        yield Control(HttpEndpoint(made), made)
+
+
+def test_nobody_listens() -> None:
+    """A refused connection names the address, its source and the reason, and says what to set."""
+    with listener(silent) as address:
+        pass
+    with pytest.raises(ServerUnavailable) as caught:
+        HttpEndpoint(settings(address)).request("GET", "/v2")
+    assert not isinstance(caught.value, ServerTimeout)
+    assert f"Triton at http://{address} (from environment variable TRITON_URL)" in caught.value.message
+    assert "Connection refused" in caught.value.message
+    assert "TRITON_URL" in caught.value.message
+
+
+def test_a_host_that_does_not_exist() -> None:
+    """A host name that nothing resolves, or could, is ServerUnavailable."""
+    for host in ("no-such-host.invalid", f"{'x' * 64}.invalid"):
+        with pytest.raises(ServerUnavailable) as caught:
+            HttpEndpoint(settings(f"{host}:1")).request("GET", "/v2")
+        assert f"http://{host}:1" in caught.value.message
+        assert caught.value.message.isprintable()
+
+
+def test_a_server_that_never_answers() -> None:
+    """A server that accepts and is silent is given up after the timeout, whose setting is named."""
+    with endpoint(silent) as http:
+        calls: list[Callable[[], object]] = [
+            lambda: http.request("GET", "/v2"),
+            lambda: http.request("GET", "/v2", timeout=0.2),
+        ]
+        for call in calls:
+            started = time.monotonic()
+            with pytest.raises(
+                ServerTimeout, match=r"accepted GET /v2 but did not answer within 0.[24] s"
+            ) as caught:
+                call()
+            assert time.monotonic() - started < 2
+            assert "TRITON_REQUEST_TIMEOUT" in caught.value.message
+
+
+def test_a_server_that_stops_in_the_middle() -> None:
+    """A server that sends the head and then nothing is given up after the timeout as well."""
+
+    def stall(connection: socket.socket, _: str) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n[")
+
+    with endpoint(stall) as http:
+        started = time.monotonic()
+        with pytest.raises(ServerTimeout, match=r"did not answer within 0.4 s"):
+            http.request("GET", "/v2")
+        assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", ""),
+        (b"\0garbage\r\n\r\n", "BadStatusLine"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "BadStatusLine"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n[]",
+            "IncompleteRead(2 bytes read, 97 more expected)",
+        ),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]", "error"),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", "100 headers"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000, "LineTooLong"),
+        (b"HTTP/1.1 999999 OK\r\n\r\n", "BadStatusLine"),
+    ],
+    ids=[
+        "closes",
+        "garbage",
+        "ssh",
+        "truncated",
+        "chunk size",
+        "cut chunk",
+        "gzip",
+        "headers",
+        "line",
+        "status",
+    ],
+)
+def test_an_answer_that_is_broken(content: bytes, reason: str) -> None:
+    """Whatever a server sends instead of HTTP is ServerUnavailable, in one line that has the reason."""
+    with endpoint(raw(content)) as http, pytest.raises(ServerUnavailable) as caught:
+        http.json("GET", "/v2")
+    assert not isinstance(caught.value, ServerTimeout)
+    message = caught.value.message
+    assert f"{http.url} (from environment variable TRITON_URL) broke off GET /v2: " in message
+    assert reason in message
+    assert "look at the server's log" in message
+    assert message.isprintable()
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"\xff", b"nul", b"[" * 100_000, b'{"a":'])
+def test_a_body_that_is_no_json(body: bytes) -> None:
+    """A 200 whose body is not JSON asks whether this is a Triton server."""
+    with endpoint(raw(answer(body))) as http, pytest.raises(ServerUnavailable, match="is it a Triton server"):
+        http.json("GET", "/v2")
+
+
+def test_an_empty_body() -> None:
+    """A 200 without a body is None, as Triton answers a load."""
+    with endpoint(raw(answer(b""))) as http:
+        assert http.json("POST", "/v2/repository/models/m/load", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b'{"error": "why not"}', "why not."),
+        (b'{"error": "one;\\n  two.\\n\\nAt:\\n  file.py(3): f\\n"}', "one; two."),
+        (b'{"error": ""}', ""),
+        (b'{"error": 3}', "HTTP 418 '{\"error\": 3}'."),
+        (b"<html>" + b"x" * 300, f"HTTP 418 '<html>{'x' * 194}'."),
+        (b"\xff", "HTTP 418 '�'."),
+        (b"", "HTTP 418 ''."),
+        (b"[" * 100_000, f"HTTP 418 '{'[' * 200}'."),
+    ],
+)
+def test_the_text_of_an_error(body: bytes, error: str) -> None:
+    """An error's text is Triton's, in one sentence, or the beginning of whatever there is."""
+    with endpoint(raw(answer(body, 418))) as http:
+        response = http.json("GET", "/v2")
+    assert isinstance(response, Response)
+    assert (response.status, response.error) == (418, error)
+
+
+def test_one_line() -> None:
+    """A reason of many lines becomes one sentence that ends in one full stop."""
+    assert one_line("a\n b ;") == "a b."
+    assert one_line("") == ""
+    assert one_line("x.\n\nAt:\n  y") == "x."
+
+
+def test_a_redirect_is_not_followed() -> None:
+    """A redirect is an answer, so that headers with credentials go to no other server."""
+    with endpoint(raw(answer(b"", 302, Location="http://127.0.0.1:1/"))) as http:
+        assert http.request("GET", "/v2").status == 302
+
+
+def test_what_is_sent() -> None:
+    """A request has the settings' headers and its own, and asks for no compression."""
+    heads: list[str] = []
+
+    def record(connection: socket.socket, head: str) -> None:
+        heads.append(head.lower())
+        raw(answer(b"{}"))(connection, head)
+
+    with listener(record) as address:
+        http = HttpEndpoint(settings(address, TRITON_HEADERS='{"Authorization": "Bearer t"}'))
+        http.request("POST", f"/v2/models/{segment('a b/ü')}", body=b"x", headers={"X-Mine": "1"})
+    assert heads[0].startswith("post /v2/models/a%20b%2f%c3%bc http/1.1\r\n")
+    for line in ("authorization: bearer t", "x-mine: 1", "accept-encoding: identity", "content-length: 1"):
+        assert f"\r\n{line}\r\n" in heads[0]
+
+
+# --- control ---
+
+
+@pytest.mark.parametrize(
+    "index",
+    [{}, None, "text", 1, ["m"], [None], [{}], [{"name": 1}], [{"name": "m", "version": 1}], [{"name": "m", "state": {}}], [{"name": "m", "reason": 5}]],
+    ids=repr,
+)  # fmt: skip
+def test_an_index_of_another_form(index: Any) -> None:
+    """An index that Triton never sends is ServerUnavailable, not a guess."""
+    with control(routes(index=index)) as subject:
+        for call in (subject.index, lambda: subject.lists("m")):
+            with pytest.raises(
+                ServerUnavailable, match="/v2/repository/index in a form that Triton never uses"
+            ):
+                call()
+
+
+def test_the_index() -> None:
+    """An index is read with and without versions, and its reasons are single lines."""
+    entries = [{"name": "a"}, {"name": "b", "version": "1", "state": "UNAVAILABLE", "reason": "x\n y"}]
+    with control(routes(index=entries)) as subject:
+        assert subject.index() == [
+            IndexEntry("a", None, None, ""),
+            IndexEntry("b", "1", "UNAVAILABLE", "x y."),
+        ]
+        assert subject.lists("a")
+        assert not subject.lists("c")
+
+
+@pytest.mark.parametrize(
+    "document", [[], {}, {"name": "triton"}, {"name": 1, "version": "2"}, "x", None], ids=repr
+)
+def test_a_server_of_another_kind(document: Any) -> None:
+    """A JSON answer that does not introduce itself as Triton does is not taken for a server."""
+    with (
+        control(routes(v2=document)) as subject,
+        pytest.raises(ServerUnavailable, match="answered /v2 in a form that Triton never uses"),
+    ):
+        subject.server()
+
+
+def test_the_server() -> None:
+    """A server's name, version and extensions are read; extensions may be missing."""
+    with control(routes(v2={"name": "triton", "version": "2.51.0", "extensions": ["a"]})) as subject:
+        assert subject.server() == ServerInfo("triton", "2.51.0", ("a",))
+    with control(routes(v2={"name": "triton", "version": "2.51.0", "extensions": None})) as subject:
+        assert subject.server().extensions == ()
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "hint"),
+    [
+        (403, "restricted", "Set TRITON_HEADERS"),
+        (500, "failed to stat file /r/x", "A broken symbolic link"),
+        (500, "whatever", "whatever."),
+    ],
+)
+def test_a_refusal_has_a_hint(status: int, text: str, hint: str) -> None:
+    """A server that answers no is ServerRefused with its reason and what may help."""
+    with (
+        control(raw(answer(json.dumps({"error": text}).encode(), status))) as subject,
+        pytest.raises(ServerRefused, match="refused /v2/repository/index") as caught,
+    ):
+        subject.index()
+    assert text in caught.value.message
+    assert hint in caught.value.message
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (400, False), (404, False), (500, False)])
+def test_readiness(status: int, expected: bool) -> None:
+    """A model and a server are ready when Triton says 200."""
+    with control(raw(answer(b"", status))) as subject:
+        assert subject.is_ready("m") is expected
+        assert subject.is_ready("m", 3) is expected
+        assert subject.is_server_ready() is expected
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_no_config(status: int) -> None:
+    """A model that is not served has no configuration."""
+    with control(raw(answer(b'{"error": "no"}', status))) as subject:
+        assert subject.config("m") is None
+
+
+def test_a_config_of_another_form() -> None:
+    """A configuration that is no object is ServerUnavailable."""
+    with (
+        control(routes(config=[])) as subject,
+        pytest.raises(ServerUnavailable, match="/v2/models/m/config in a form"),
+    ):
+        subject.config("m")
+
+
+def test_a_load_that_takes_too_long() -> None:
+    """A load over HTTP is given up after its own timeout."""
+    with control(silent) as subject:
+        calls: list[Callable[[], None]] = [
+            lambda: subject.load("m", config_json="{}", timeout=0.2),
+            lambda: subject.unload("m", timeout=0.2),
+        ]
+        for call in calls:
+            started = time.monotonic()
+            with pytest.raises(ServerTimeout, match=r"did not answer within 0.2 s"):
+                call()
+            assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            "explicit model load / unload is not allowed if polling is enabled",
+            "--model-control-mode=explicit",
+        ),
+        ("failed to load 'm', failed to poll from model repository", "Poll failed for model directory"),
+        ("version 1 is at UNAVAILABLE state", "Correct the model and log it again"),
+    ],
+)
+def test_a_load_that_is_refused(text: str, hint: str) -> None:
+    """A refused load is LoadFailed with Triton's reason and what to do."""
+    with (
+        control(raw(answer(json.dumps({"error": text}).encode(), 400))) as subject,
+        pytest.raises(LoadFailed, match="could not load 'm'") as caught,
+    ):
+        subject.load("m", config_json="{}")
+    assert text in caught.value.message
+    assert hint in caught.value.message
+
+
+def test_an_unload_that_never_ends() -> None:
+    """A model that the server goes on calling UNLOADING is waited for as long as the timeout, not longer."""
+    entries = [{"name": "m", "version": "1", "state": "UNLOADING"}]
+    with control(routes(index=entries, unload=answer(b""))) as subject:
+        started = time.monotonic()
+        with pytest.raises(ServerTimeout, match=r"still unloading 'm' after 0.3 s: requests in flight"):
+            subject.unload("m", timeout=0.3)
+        assert 0.3 < time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    "behaviour", [silent, raw(b""), raw(answer(b"{}"))], ids=["silent", "closes", "http"]
+)
+def test_a_grpc_endpoint_that_is_none(
+    behaviour: Callable[[socket.socket, str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the gRPC URL leads to no gRPC server, models are loaded over HTTP, with one warning."""
+    with listener(behaviour) as grpc, listener(routes(load=answer(b""), unload=answer(b""))) as address:
+        made = settings(address, TRITON_GRPC_URL=grpc)
+        subject = Control(HttpEndpoint(made), made)
+        started = time.monotonic()
+        subject.load("m", config_json="{}", files={"1/x": b"y"})
+        assert time.monotonic() - started < 5
+        assert not subject.grpc_answers()
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "loaded over HTTP" in warnings[0]
+    assert grpc in warnings[0]
+
+
+# --- inference ---
+
+ARRAY = np.array([1, 2], "<i4")
+
+
+def output(size: Any = 8, shape: Any = (2,), datatype: Any = "INT32", **more: Any) -> dict[str, Any]:
+    """Describe an output tensor."""
+    return {
+        "name": "y",
+        "datatype": datatype,
+        "shape": list(shape),
+        "parameters": {"binary_data_size": size},
+        **more,
+    }
+
+
+def inference(document: Any, data: bytes = ARRAY.tobytes(), length: Any = None) -> bytes:
+    """Make an answer to an inference request."""
+    head = document if isinstance(document, bytes) else json.dumps(document).encode()
+    length = len(head) if length is None else length
+    return answer(head + data, 200, **{HEADER_LENGTH: str(length)})
+
+
+def run(content: bytes) -> dict[str, Any]:
+    """Infer on a server that answers with these bytes."""
+    with endpoint(raw(content)) as http:
+        return infer(http, "m", {"x": ("INT32", ARRAY)})
+
+
+def test_an_inference() -> None:
+    """Outputs are read from the binary part, in the order in which the header names them."""
+    two = {"outputs": [output(), {**output(4, (1,)), "name": "z"}]}
+    outputs = run(inference(two, ARRAY.tobytes() + b"\3\0\0\0"))
+    assert {name: array.tolist() for name, array in outputs.items()} == {"y": [1, 2], "z": [3]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        inference({"outputs": [output()]}, b""),
+        inference({"outputs": [output()]}, ARRAY.tobytes() + b"more"),
+        inference({"outputs": [output(12)]}),
+        inference({"outputs": [output(4)]}),
+        inference({"outputs": [output(-8)]}),
+        inference({"outputs": [output("eight")]}),
+        inference({"outputs": [output(None)]}),
+        inference({"outputs": [output(shape=(3,))]}),
+        inference({"outputs": [output(shape=("a",))]}),
+        inference({"outputs": [output(shape=(2**70,))]}),
+        inference({"outputs": [output(datatype="INT64")]}),
+        inference({"outputs": [output(datatype="BYTES")]}),
+        inference({"outputs": [{"name": "y", "datatype": "INT32", "shape": [2], "data": [1, 2]}]}),
+        inference({"outputs": [None]}),
+        inference({"outputs": 5}),
+        inference({}),
+        inference([]),
+        inference(b"garbage"),
+        inference(b"[" * 100_000),
+        inference({"outputs": [output()]}, length=3),
+        inference({"outputs": [output()]}, length=10**9),
+        inference({"outputs": [output()]}, length=-8),
+        inference({"outputs": [output()]}, length="x"),
+        answer(b""),
+        answer(b"\xff\xff"),
+    ],
+)
+def test_an_inference_that_lies(content: bytes) -> None:
+    """An answer whose header and data do not fit together is ServerUnavailable, never a tensor."""
+    with pytest.raises(ServerUnavailable, match="sent a broken answer for 'm'") as caught:
+        run(content)
+    assert caught.value.message.isprintable()
+
+
+def test_an_output_of_a_datatype_of_the_future() -> None:
+    """An output of a datatype that this plugin does not know is named."""
+    with pytest.raises(InvalidInput, match="The datatype FP4 is none that this plugin knows"):
+        run(inference({"outputs": [output(datatype="FP4")]}))
+
+
+def test_inferences_that_are_refused() -> None:
+    """A refused inference is InferenceFailed with the reason; a model that is not served is not found."""
+    with pytest.raises(InferenceFailed, match=r"'m' on Triton at .* failed: too hot"):
+        run(answer(b'{"error": "too hot"}', 400))
+    with pytest.raises(DeploymentNotFound, match=r"serves no model 'm': no such model. See what is deployed"):
+        run(answer(b'{"error": "no such model"}', 404))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {},
+        {"name": "m", "inputs": None, "outputs": []},
+        {"name": "m", "inputs": ["x"], "outputs": []},
+        {"name": "m", "inputs": [{"name": "x", "datatype": "FP32", "shape": ["a"]}], "outputs": []},
+        {"name": "m", "inputs": [{"name": "x", "datatype": "FP32", "shape": 3}], "outputs": []},
+    ],
+    ids=repr,
+)
+def test_metadata_of_another_form(document: Any) -> None:
+    """Metadata that Triton never sends is ServerUnavailable."""
+    with (
+        endpoint(routes(m=document)) as http,
+        pytest.raises(ServerUnavailable, match="answered /v2/models/m in a form that Triton never uses"),
+    ):
+        metadata(http, "m")

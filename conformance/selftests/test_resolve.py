@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pytest
+
+from mlflow_triton.errors import InvalidModel, ModelNotFound, ServerUnavailable, TritonPluginError
+from mlflow_triton.models import tracking
+from mlflow_triton.models.resolve import Origin, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# MLflow and SQLAlchemy use what one another deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+MLMODEL = "flavors:\n  onnx: {data: model.onnx}\n  python_function: {}\nrun_id: r1\n"
+
+
+@contextmanager
+def listener(answer: bytes | None) -> Iterator[str]:
+    """Listen on a port, and answer each request with these bytes; ``None``: never answer."""
+    server = socket.create_server(("127.0.0.1", 0))
+    open_connections: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            open_connections.append(connection)
+            if answer is not None:
+                if answer:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+                connection.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+        for connection in open_connections:
+            connection.close()
+
+
+def http(status: str, body: bytes = b"") -> bytes:
+    """Make an HTTP answer."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.fixture(autouse=True)
+def _tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let MLflow work with a database of this test's own, and never for minutes."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An MLflow model in a directory."""
+    path = tmp_path / "source"
+    path.mkdir()
+    (path / "MLmodel").write_text(MLMODEL)
+    (path / "model.onnx").write_bytes(b"onnx")
+    return path
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Path:
+    """An empty directory to download to."""
+    path = tmp_path / "destination"
+    path.mkdir()
+    return path
+
+
+# --- MLflow is not there, or not itself ---
+
+
+@pytest.mark.parametrize("login", ["", "me:hush@", "me:hu%2Fsh@", "me:hu@sh@"])
+def test_a_dead_server_is_told_at_once(
+    login: str, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing listens the error comes within seconds, says what to do, and shows no password."""
+    with listener(b"") as address:
+        pass
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{login}{address}")
+    started = time.monotonic()
+    with pytest.raises(ServerUnavailable) as caught:
+        resolve("models:/m/1", destination)
+    assert time.monotonic() - started < 5
+    message = caught.value.message
+    assert message == (
+        f"MLflow at http://{'***@' if login else ''}{address} cannot be reached: Connection refused. Nothing was "
+        "changed. Start it (mlflow server), or set MLFLOW_TRACKING_URI to where it is."
+    )
+    assert list(destination.iterdir()) == []
+
+
+def test_a_server_that_never_answers(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that accepts and is silent is given up after the limit, which the error names."""
+    assert tracking.TIMEOUT <= 10
+    monkeypatch.setattr(tracking, "TIMEOUT", 0.3)
+    with listener(None) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailable, match=r"did not answer within 0\.3 s"):
+            resolve("models:/m/1", destination)
+        assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "broke off the connection"),
+        (b"\0\xff garbage\r\n\r\n", "broke off the connection"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nshort", "cannot be used"),
+        (http("404 Not Found", b"<html>nginx</html>"), "models:/m/1"),
+        (http("401 Unauthorized", b"who?"), "models:/m/1"),
+        (http("500 Internal Server Error", b"oops"), "models:/m/1"),
+        (http("200 OK", b"<html>hello</html>"), "models:/m/1"),
+        (http("200 OK", b"3.1.0"), "models:/m/1"),
+        (http("302 Found\r\nLocation: /login", b""), "MLFLOW_TRACKING_URI"),
+    ],
+    ids=["closes", "garbage", "truncated", "404", "401", "500", "html", "no MLflow", "redirects for ever"],
+)
+def test_a_server_that_is_not_mlflow(
+    answer: bytes, words: str, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever answers in MLflow's place, the error is this package's, in seconds, without the password."""
+    with listener(answer) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hush@{address}")
+        started = time.monotonic()
+        with pytest.raises(TritonPluginError) as caught:
+            resolve("models:/m/1", destination)
+        assert time.monotonic() - started < 10
+    assert isinstance(caught.value, (ServerUnavailable, ModelNotFound))
+    assert words in caught.value.message
+    assert address in caught.value.message
+    assert "hush" not in caught.value.message
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:hush@[bad", "http://me:hush@h:port", "http://me:hu/sh@h:port", "http://"]
+)
+def test_a_tracking_uri_that_cannot_be_used(
+    uri: str, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracking URI that no client understands is told as such, without its password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ServerUnavailable, match="MLFLOW_TRACKING_URI") as caught:
+        resolve("models:/m/1", destination)
+    assert "hush" not in caught.value.message
+    assert "sh@" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://h:1", "http://h:1"),
+        ("http://me:hush@h:1/x", "http://***@h:1/x"),
+        ("postgresql://me:hu/s@h@db/mlflow", "postgresql://***@db/mlflow"),
+        ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_the_tracking_uri_is_shown_without_password(
+    uri: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors show the tracking URI with everything before the host hidden, also in what others say of it."""
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    assert tracking.tracking_uri() == shown
+    assert tracking.first_words(ValueError(f"cannot open {uri}")) == f"cannot open {shown}."
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////x/y.db", "file:///x", "/x", "databricks"])
+def test_only_a_server_is_asked(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracking URI that is no web address has no server to wait for."""
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    assert tracking.require_server() is None
+
+
+@pytest.mark.parametrize(
+    ("body", "version"), [(b"3.1.0\n", "3.1.0"), (b"2.22.0.dev0", "2.22.0.dev0"), (b"<html>", None)]
+)
+def test_the_servers_version(body: bytes, version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version is what the server says, if it looks like one."""
+    with listener(http("200 OK", body)) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}/")
+        assert tracking.require_server() == version
+
+
+def test_long_reasons_are_one_bounded_sentence() -> None:
+    """A foreign exception's lines become one sentence of at most some hundred characters."""
+    assert tracking.first_words(ValueError("\n### a ###\n\n  b\n")) == "a b."
+    assert tracking.first_words(ValueError("why?")) == "why?"
+    assert tracking.first_words(ValueError()) == "ValueError."
+    assert len(tracking.first_words(ValueError("x" * 10**5))) <= 501
+
+
+# --- what a URI leads to ---
+
+
+@pytest.mark.parametrize("form", ["path", "file"])
+def test_a_path_is_copied(form: str, source: Path, destination: Path) -> None:
+    """A model in a directory is copied to the destination, and the directory stays as it was."""
+    uri = source.as_uri() if form == "file" else str(source)
+    model = resolve(uri, destination)
+    assert model.path.is_relative_to(destination)
+    assert {path.name: path.read_bytes() for path in model.path.iterdir()} == {
+        "MLmodel": MLMODEL.encode(),
+        "model.onnx": b"onnx",
+    }
+    assert model.flavors == {"onnx": {"data": "model.onnx"}, "python_function": {}}
+    assert model.origin == Origin(uri, None, None, None, "r1")
+    assert sorted(path.name for path in source.iterdir()) == ["MLmodel", "model.onnx"]
+    (model.path / "model.onnx").unlink()
+    assert (source / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("uri", ["", "  ", "\n"])
+def test_an_empty_uri(uri: str, destination: Path) -> None:
+    """An empty URI is refused with an example of what to write."""
+    with pytest.raises(ModelNotFound, match=r"is empty. Write, for example, models:/NAME/1"):
+        resolve(uri, destination)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/nowhere/at/all",
+        "file:///nowhere/at/all",
+        "runs:/0123456789abcdef/model",
+        "models:/nothing/1",
+        "models:/nothing@best",
+    ],
+)
+def test_a_uri_that_names_nothing(uri: str, destination: Path) -> None:
+    """A URI of something that is not there is not found, and the error has the URI."""
+    with pytest.raises(ModelNotFound) as caught:
+        resolve(uri, destination)
+    assert uri.removeprefix("file://") in caught.value.message
+
+
+@pytest.mark.parametrize("uri", ["models:/", "models:/a/b/c/d", "nonsense://x/y", "http://[bad"])
+def test_a_uri_that_makes_no_sense(uri: str, destination: Path) -> None:
+    """A URI that MLflow cannot parse is this package's error, with the URI."""
+    with pytest.raises(TritonPluginError) as caught:
+        resolve(uri, destination)
+    assert uri in caught.value.message
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError, OSError, RuntimeError, Exception], ids=lambda error: error.__name__
+)
+def test_what_an_artifact_store_raises(
+    error: type[Exception], destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the library of an artifact store raises is told in one line, and kept as the cause."""
+
+    def fail(**_: Any) -> str:
+        raise error("NoCredentials:\nunable to locate credentials")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fail)
+    with pytest.raises(ServerUnavailable) as caught:
+        resolve("s3://bucket/model", destination)
+    assert "s3://bucket/model could not be read" in caught.value.message
+    assert "NoCredentials: unable to locate credentials. Nothing was changed." in caught.value.message
+    assert type(caught.value.__cause__) is error
+
+
+def test_artifacts_that_are_no_model(source: Path, destination: Path) -> None:
+    """A directory or a file without MLmodel is no model, and the error says what to give."""
+    (source / "MLmodel").unlink()
+    with pytest.raises(InvalidModel, match=r"it has no MLmodel file. Give the URI of a model"):
+        resolve(str(source), destination)
+    with pytest.raises(InvalidModel, match="it has no MLmodel file"):
+        resolve(str(source / "model.onnx"), destination)
+    (source / "MLmodel").mkdir()
+    with pytest.raises(InvalidModel, match="it has no MLmodel file"):
+        resolve(str(source), destination)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"nonsense", b"[]", b"a: b: c", b"\xff\xfe\x00", b"flavors: 1", b"flavors: [onnx]", b"flavors: {onnx: 5}", b"{", b"unknown: 1", b"flavors: {onnx: [1]}", b"!!python/object/apply:os.getcwd []"],
+)  # fmt: skip
+def test_a_broken_mlmodel(text: bytes, source: Path, destination: Path) -> None:
+    """An MLmodel file that cannot be read is an error of one line; one that can gives its flavors."""
+    (source / "MLmodel").write_bytes(text)
+    if text == b"unknown: 1":
+        assert resolve(str(source), destination).flavors == {}
+        return
+    with pytest.raises(InvalidModel) as caught:
+        resolve(str(source), destination)
+    assert f"{source}: its MLmodel file cannot be read:" in caught.value.message
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        ("model_name: net\nmodel_version: '3'\n", ("net", "3")),
+        ("model_name: net\nmodel_version: 3\n", ("net", "3")),
+        ("model_name: 007\nmodel_version: 3\n", ("7", "3")),
+        ("[]", (None, None)),
+        ("", (None, None)),
+    ],
+)
+def test_the_registered_version(
+    meta: str, expected: tuple[str | None, str | None], source: Path, destination: Path
+) -> None:
+    """Name and version of a registered model are text, as MLflow wrote them into the download."""
+    (source / "registered_model_meta").write_text(meta)
+    origin = resolve(str(source), destination).origin
+    assert (origin.model_name, origin.model_version) == expected
+
+
+def test_ids_that_yaml_takes_for_numbers(source: Path, destination: Path) -> None:
+    """An id of digits alone is text in the origin, as a record needs it."""
+    (source / "MLmodel").write_text("flavors: {}\nrun_id: 12345678\nmodel_id: 42\n")
+    origin = resolve(str(source), destination).origin
+    assert origin.run_id == "12345678"
+    assert origin.model_id in {"42", None}  # MLflow 2 has no model ids
+
+
+def test_a_broken_registered_model_meta(source: Path, destination: Path) -> None:
+    """A registered_model_meta that is no YAML is an error of this package."""
+    for content in (b"a: b: c", b"\xff\xff"):
+        (source / "registered_model_meta").write_bytes(content)
+        with pytest.raises(InvalidModel, match="its file registered_model_meta cannot be read"):
+            resolve(str(source), destination)
+
+
+def test_a_store_that_ignores_the_destination(
+    source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that lies elsewhere is refused: its files would be moved away from where they belong."""
+
+    def elsewhere(**_: Any) -> str:
+        return str(source)
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", elsewhere)
+    with pytest.raises(InvalidModel, match=r"not where it was asked to. Nothing was changed"):
+        resolve(str(source), destination)
+    assert (source / "model.onnx").exists()
