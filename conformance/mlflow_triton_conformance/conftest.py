@@ -5,22 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from mlflow.deployments import get_deploy_client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pytest_mlflow_triton.handles import TritonServer
+    from pytest_mlflow_triton.handles import MlflowServer, TritonServer
 
 # One server answers every example of a property, and it is not the examples' time that is tested.
 settings.register_profile(
     "conformance", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50
 )
 settings.load_profile("conformance")
+
+
+@pytest.fixture(scope="module")
+def module_client(triton_server: TritonServer, mlflow_server: MlflowServer) -> Iterator[Any]:
+    """A deployment client for what a module deploys once, for all of its tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.tracking_uri)
+        patch.setenv("TRITON_URL", triton_server.http_url)
+        patch.setenv("TRITON_GRPC_URL", triton_server.grpc_url or "")
+        patch.setenv("TRITON_MODEL_REPO", str(triton_server.model_repository))
+        yield get_deploy_client("triton")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +21,32 @@ from mlflow_triton_conformance import models
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_mlflow_triton.handles import PublishOnnx, PublishTriton, TritonServer
+    from pytest_mlflow_triton.handles import PublishTriton, TritonServer
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a model that can be deployed: it adds one."""
+    path = tmp_path_factory.mktemp("good") / "model"
+    mlflow.onnx.save_model(models.constant(1.0), str(path), pip_requirements=["onnx"])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def deployed_once(module_client: Any, good: str) -> Iterator[str]:
+    """The name of a deployment of `good`."""
+    name = f"failures-{uuid.uuid4().hex[:8]}"
+    module_client.create_deployment(name, good)
+    yield name
+    module_client.delete_deployment(name)
 
 
 @pytest.fixture
-def good(publish_onnx: PublishOnnx) -> str:
-    """The URI of a model that can be deployed."""
-    return publish_onnx(models.constant(1.0))
-
-
-@pytest.fixture
-def serving(deployment_client: Any, deployment_name: str, good: str) -> Iterator[str]:
-    """A deployment of `good`, which must serve it to the end of the test."""
-    deployment_client.create_deployment(deployment_name, good)
-    yield deployment_name
-    assert deployment_client.predict(deployment_name, {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]
-    found = deployment_client.get_deployment(deployment_name)
+def serving(deployed_once: str, deployment_client: Any, good: str) -> Iterator[str]:
+    """A deployment of `good`, which must serve it after the test as before."""
+    yield deployed_once
+    assert deployment_client.predict(deployed_once, {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]
+    found = deployment_client.get_deployment(deployed_once)
     assert (found["state"], found["in_sync"], found["mlflow_model_uri"]) == ("READY", True, good)
 
 
@@ -237,29 +248,29 @@ def test_names_that_are_taken(
         shutil.rmtree(foreign)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "another"}', "\x00"])
 def test_corrupt_record(
     deployment_client: Any,
     serving: str,
     good: str,
     world: Callable[[], object],
     triton_server: TritonServer,
-    content: str,
 ) -> None:
     """A corrupt record is reported by name for its deployment, and harms no other one."""
     other = f"{serving}-other"
     deployment_client.create_deployment(other, good)
     record = triton_server.model_repository / other / "mlflow-meta.json"
     kept = record.read_bytes()
-    record.write_text(content)
     try:
-        before = world()
-        refused("INVALID_STATE", "mlflow-meta.json", lambda: deployment_client.get_deployment(other))
-        refused("INVALID_STATE", "mlflow-meta.json", lambda: deployment_client.update_deployment(other, good))
-        refused("INVALID_STATE", "mlflow-meta.json", lambda: deployment_client.delete_deployment(other))
-        listed = [entry["name"] for entry in deployment_client.list_deployments()]
-        assert serving in listed
-        assert world() == before
+        for content in ("", "{", "[]", '{"name": "another"}', "\x00"):
+            record.write_text(content)
+            before = world()
+            refused("INVALID_STATE", "mlflow-meta.json", lambda: deployment_client.get_deployment(other))
+            refused(
+                "INVALID_STATE", "mlflow-meta.json", lambda: deployment_client.update_deployment(other, good)
+            )
+            refused("INVALID_STATE", "mlflow-meta.json", lambda: deployment_client.delete_deployment(other))
+            assert serving in [entry["name"] for entry in deployment_client.list_deployments()]
+            assert world() == before
     finally:
         record.write_bytes(kept)
         deployment_client.delete_deployment(other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -13,16 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from mlflow.deployments import PredictionsResponse, get_deploy_client
+from mlflow.deployments import PredictionsResponse
 from mlflow.exceptions import MlflowException
 
 from pytest_mlflow_triton import example
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from pytest_mlflow_triton.handles import MlflowServer, TritonServer
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,23 +39,15 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def predict(
-    triton_server: TritonServer, mlflow_server: MlflowServer, tmp_path_factory: Any
-) -> Iterator[Subject]:
+def predict(module_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     """Predict with the example, deployed once for this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.tracking_uri)
-        patch.setenv("TRITON_URL", triton_server.http_url)
-        patch.setenv("TRITON_GRPC_URL", triton_server.grpc_url or "")
-        patch.setenv("TRITON_MODEL_REPO", str(triton_server.model_repository))
-        client = get_deploy_client("triton")
-        path: Path = tmp_path_factory.mktemp("predict") / "model"
-        mlflow.onnx.save_model(example.build(), str(path), pip_requirements=["onnx"])
-        (path / "config.pbtxt").write_text(example.CONFIG)
-        name = f"predict-{path.parent.name}-{triton_server.http_url.rpartition(':')[2]}"
-        client.create_deployment(name, str(path), flavor="onnx")
-        yield Subject(client, name)
-        client.delete_deployment(name)
+    path = tmp_path_factory.mktemp("predict") / "model"
+    mlflow.onnx.save_model(example.build(), str(path), pip_requirements=["onnx"])
+    (path / "config.pbtxt").write_text(example.CONFIG)
+    name = f"predict-{uuid.uuid4().hex[:8]}"
+    module_client.create_deployment(name, str(path), flavor="onnx")
+    yield Subject(module_client, name)
+    module_client.delete_deployment(name)
 
 
 def expected(inputs: Arrays) -> Arrays:

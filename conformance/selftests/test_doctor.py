@@ -10,6 +10,8 @@ import pytest
 
 from mlflow_triton import doctor
 from mlflow_triton.doctor import AFTER_HTTP, Finding, diagnose
+from mlflow_triton.serving.control import Control
+from mlflow_triton.serving.http import HttpEndpoint
 from mlflow_triton.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,6 +47,13 @@ def findings(**environment: str) -> dict[str, Finding]:
     return {finding.check: finding for finding in found}
 
 
+def repository_finding(path: str) -> Finding:
+    """Make the check of the model repository alone."""
+    settings = Settings.parse("triton", {**os.environ, "TRITON_MODEL_REPO": path})
+    control = Control(HttpEndpoint(settings), settings)
+    return doctor._finding("model repository", lambda: doctor._repository(control, settings))
+
+
 def levels(found: dict[str, Finding]) -> dict[str, str]:
     """Return what is not well."""
     return {check: finding.level for check, finding in found.items() if finding.level != "ok"}
@@ -57,10 +66,17 @@ def servers(mlflow_environment: None, triton_environment: None) -> None:
 
 @pytest.mark.usefixtures("servers")
 def test_all_is_well(triton_server: TritonServer, mlflow_server: MlflowServer) -> None:
-    """With both servers there every check is ok, and neither repository nor server keeps a trace of it."""
-    before = names(triton_server.model_repository)
+    """With both servers there every check is ok, a broken model beside or not; the repository keeps no trace of it."""
     beside = names(triton_server.model_repository.parent)
-    found = findings()
+    broken = triton_server.model_repository / "broken-by-a-test"
+    (broken / "1").mkdir(parents=True)
+    (broken / "config.pbtxt").write_text("{")
+    before = names(triton_server.model_repository)
+    try:
+        found = findings()
+        assert names(triton_server.model_repository) == before
+    finally:
+        shutil.rmtree(broken)
     assert levels(found) == {}
     assert mlflow_server.tracking_uri in found["mlflow"].text
     assert f"server {mlflow_server.version}" in found["mlflow"].text
@@ -68,7 +84,6 @@ def test_all_is_well(triton_server: TritonServer, mlflow_server: MlflowServer) -
     assert triton_server.http_url in found["triton http"].text
     assert triton_server.version in found["triton http"].text
     assert str(triton_server.model_repository) in found["model repository"].text
-    assert names(triton_server.model_repository) == before
     assert names(triton_server.model_repository.parent) == beside
 
 
@@ -77,9 +92,9 @@ def test_a_repository_that_the_server_does_not_read(tmp_path: Path) -> None:
     """A directory that is writable but not the server's is found out, and left as it was."""
     root = tmp_path / "models"
     root.mkdir()
-    found = findings(TRITON_MODEL_REPO=str(root))
-    assert levels(found) == {"model repository": "failed"}
-    text = found["model repository"].text
+    found = repository_finding(str(root))
+    assert found.level == "failed"
+    text = found.text
     assert (
         f"{root} (from environment variable TRITON_MODEL_REPO) is writable, but is not what the server reads"
         in text
@@ -95,9 +110,9 @@ def test_a_repository_that_the_server_does_not_read(tmp_path: Path) -> None:
 )
 def test_a_repository_that_is_not_there(path: str, words: str) -> None:
     """A repository that is not set, or missing, is a failure that says what to set."""
-    found = findings(TRITON_MODEL_REPO=path)
-    assert levels(found) == {"model repository": "failed"}
-    assert words in found["model repository"].text
+    found = repository_finding(path)
+    assert found.level == "failed"
+    assert words in found.text
 
 
 @pytest.mark.usefixtures("servers")
@@ -110,9 +125,10 @@ def test_without_grpc() -> None:
         f"127.0.0.1:{port} (from environment variable TRITON_GRPC_URL): no usable answer"
         in found["triton grpc"].text
     )
-    found = findings(TRITON_GRPC_URL="")
-    assert levels(found) == {"triton grpc": "warning"}
-    assert "no gRPC URL is known" in found["triton grpc"].text
+    settings = Settings.parse("triton", {**os.environ, "TRITON_GRPC_URL": ""})
+    level, text = doctor._grpc(Control(HttpEndpoint(settings), settings), settings)
+    assert level == "warning"
+    assert "no gRPC URL is known" in text
 
 
 @pytest.mark.usefixtures("mlflow_environment")
@@ -138,13 +154,12 @@ def test_without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"http://***@127.0.0.1:{port} cannot be reached: Connection refused" in found["mlflow"].text
 
 
-@pytest.mark.usefixtures("triton_environment")
 def test_mlflow_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database in the place of MLflow's server is well, too."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    found = findings()
-    assert levels(found) == {}
-    assert found["mlflow"].text.endswith(f"answers (client {metadata.version('mlflow')})")
+    level, text = doctor._mlflow()
+    assert level == "ok"
+    assert text == f"sqlite:///{tmp_path}/mlflow.db answers (client {metadata.version('mlflow')})"
 
 
 @pytest.mark.parametrize(
@@ -169,15 +184,3 @@ def test_who_claims_the_target(
     found, text = doctor._target()
     assert found == level
     assert words in text
-
-
-@pytest.mark.usefixtures("servers")
-def test_a_broken_model_beside(triton_server: TritonServer) -> None:
-    """A model in the repository that was never loaded, or cannot be, does not disturb any check."""
-    broken = triton_server.model_repository / "broken-by-a-test"
-    (broken / "1").mkdir(parents=True)
-    (broken / "config.pbtxt").write_text("{")
-    try:
-        assert levels(findings()) == {}
-    finally:
-        shutil.rmtree(broken)

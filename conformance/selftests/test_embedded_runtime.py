@@ -1,4 +1,3 @@
-# ruff: noqa: S603 - programs are started from lists of arguments, without a shell
 from __future__ import annotations
 
 import os

@@ -1,4 +1,3 @@
-# ruff: noqa: S603 - programs are started from lists of arguments, without a shell
 from __future__ import annotations
 
 import json
@@ -61,7 +60,7 @@ def test_serve_announces_itself_and_ends_cleanly(number: signal.Signals, tmp_pat
             assert process.poll() is None
         assert ready.read_text() == line
         assert about["model_repository"] == str(tmp_path)
-        with urllib.request.urlopen(f"{about['http_url']}/v2", timeout=5) as answer:  # noqa: S310 - an http URL
+        with urllib.request.urlopen(f"{about['http_url']}/v2", timeout=5) as answer:
             assert json.load(answer)["version"] == about["version"]
         os.killpg(process.pid, number)  # as Ctrl-C in a terminal does
         time.sleep(0.3)

@@ -220,7 +220,7 @@ def test_the_command(model: Path, tracking: mlflow.MlflowClient) -> None:
         "--tag",
         "k=v",
     ]
-    done = subprocess.run([*COMMAND, "publish", *options], capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    done = subprocess.run([*COMMAND, "publish", *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     published = json.loads(done.stdout)
@@ -241,7 +241,7 @@ def test_the_command(model: Path, tracking: mlflow.MlflowClient) -> None:
 def test_the_command_fails_in_one_line(tracking: mlflow.MlflowClient, tmp_path: Path) -> None:
     """A missing directory is one line on stderr, exit code 1, and nothing on stdout."""
     options = ["--model-name", "absent", "--model-directory", str(tmp_path / "absent")]
-    done = subprocess.run([*COMMAND, "publish", *options], capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    done = subprocess.run([*COMMAND, "publish", *options], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith("Error: There is no model directory ")
@@ -254,7 +254,7 @@ def test_the_originals_command(tracking: mlflow.MlflowClient, tmp_path: Path) ->
     name = "onnx_float32_int32_int32"
     command = f"publish_model_to_mlflow.py --model_name {name} --model_directory {name} --flavor triton"
     examples = shutil.copytree(EXAMPLES, tmp_path / "examples")
-    done = subprocess.run(  # noqa: S603 - our own command
+    done = subprocess.run(
         [sys.executable, *command.split()], cwd=examples, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,174 @@
+"""What a transaction leaves when the server itself fails, with servers that may be harmed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import mlflow
+import pytest
+from mlflow.deployments import get_deploy_client
+
+from mlflow_triton import flavor
+from mlflow_triton.embedded import EmbeddedTriton
+from mlflow_triton.errors import LoadFailed, RepositoryError, ServerTimeout, ServerUnavailable
+from mlflow_triton_conformance import models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SLOW = """\
+import time
+class TritonPythonModel:
+    def initialize(self, args):
+        time.sleep({seconds})
+    def execute(self, requests):
+        return []
+"""
+
+
+@pytest.fixture
+def start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[EmbeddedTriton, Any]]]:
+    """Start a Triton of the test's own; return it and a deployment client for it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    servers = []
+
+    def starter(*arguments: str) -> tuple[EmbeddedTriton, Any]:
+        repository = tmp_path / "repository"
+        repository.mkdir()
+        server = EmbeddedTriton(repository, arguments=arguments)
+        server.start()
+        servers.append(server)
+        query = urlencode({"model_repository": repository, "grpc_url": server.grpc_url})
+        return server, get_deploy_client(f"{server.http_url.replace('http://', 'triton://')}?{query}")
+
+    yield starter
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def onnx_model(tmp_path: Path) -> Callable[[Any], str]:
+    """Save an ONNX model and return its path as a model URI."""
+
+    def save(model: Any) -> str:
+        path = tmp_path / f"model-{time.monotonic_ns()}"
+        mlflow.onnx.save_model(model, str(path), pip_requirements=["onnx"])
+        return str(path)
+
+    return save
+
+
+def slow_model(tmp_path: Path, seconds: float) -> str:
+    """Save a model that takes its time to load and return its path."""
+    directory = models.write_python(tmp_path / "slow", {1: 1})
+    (directory / "1" / "model.py").write_text(SLOW.format(seconds=seconds))
+    flavor.save_model(directory, tmp_path / "saved")
+    return str(tmp_path / "saved")
+
+
+def ready(server: EmbeddedTriton) -> bool:
+    """Ask the server whether it is ready as a whole."""
+    try:
+        with urllib.request.urlopen(f"{server.http_url}/v2/health/ready", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError:
+        return False
+
+
+def leftovers(tmp_path: Path) -> list[str]:
+    """What lies in the repository, and in workspaces beside it."""
+    repository = tmp_path / "repository"
+    return [str(path) for path in [*repository.rglob("*"), *tmp_path.glob(".mlflow-triton-*")]]
+
+
+def test_strict_readiness(
+    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str], tmp_path: Path
+) -> None:
+    """A failed create leaves a server with strict readiness, Triton's default, as ready as it was."""
+    server, client = start("--strict-readiness=true")
+    assert ready(server)
+    with pytest.raises(LoadFailed, match=r"NoSuchOperator.*Nothing of 'm' is left behind"):
+        client.create_deployment("m", onnx_model(models.unloadable()))
+    assert ready(server)
+    assert leftovers(tmp_path) == []
+    client.create_deployment("m", onnx_model(models.constant(1.0)))
+    assert client.predict("m", {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]
+
+
+def test_server_dies_during_a_load(start: Callable[..., tuple[EmbeddedTriton, Any]], tmp_path: Path) -> None:
+    """A server that dies in the middle of a load is reported, and the repository is as it was."""
+    server, client = start()
+    killer = threading.Timer(2.0, lambda: os.kill(server.pid, signal.SIGKILL))
+    killer.start()
+    with pytest.raises((ServerUnavailable, RepositoryError), match="went away during the load"):
+        client.create_deployment("m", slow_model(tmp_path, 20))
+    killer.join()
+    assert leftovers(tmp_path) == []
+
+
+def test_load_timeout(start: Callable[..., tuple[EmbeddedTriton, Any]], tmp_path: Path) -> None:
+    """A load that takes longer than it may ends in a clear error, and is taken back."""
+    _, client = start()
+    with pytest.raises(ServerTimeout, match=r"did not load 'm' within 1 s.*load_timeout") as caught:
+        client.create_deployment("m", slow_model(tmp_path, 4), config={"load_timeout": "1"})
+    assert caught.value.error_code == "DEADLINE_EXCEEDED"
+    assert leftovers(tmp_path) == []
+
+
+def test_not_in_explicit_mode(
+    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str], tmp_path: Path
+) -> None:
+    """A server in another control mode is named as the reason, with the flag that it needs."""
+    _, client = start("--model-control-mode=none")
+    with pytest.raises((LoadFailed, RepositoryError), match="--model-control-mode=explicit"):
+        client.create_deployment("m", onnx_model(models.constant(1.0)))
+    assert leftovers(tmp_path) == []
+
+
+def test_restarted_server(
+    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str], tmp_path: Path
+) -> None:
+    """After a restart, which loads nothing, a deployment is still listed, and can be updated or deleted."""
+    server, client = start()
+    uri = onnx_model(models.constant(1.0))
+    client.create_deployment("a", uri)
+    client.create_deployment("b", uri)
+    server.stop()
+    with EmbeddedTriton(tmp_path / "repository") as again:
+        query = urlencode({"model_repository": tmp_path / "repository", "grpc_url": again.grpc_url})
+        client = get_deploy_client(f"{again.http_url.replace('http://', 'triton://')}?{query}")
+        assert [(entry["name"], entry["state"]) for entry in client.list_deployments()] == [
+            ("a", "NOT_LOADED"),
+            ("b", "NOT_LOADED"),
+        ]
+        client.update_deployment("a", uri)
+        assert client.predict("a", {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]
+        client.delete_deployment("b")
+        assert [(entry["name"], entry["state"]) for entry in client.list_deployments()] == [("a", "READY")]
+
+
+def test_permissions(
+    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str], tmp_path: Path
+) -> None:
+    """A server that runs as another user can read what was published, whatever the model's own permissions."""
+    _, client = start()
+    path = onnx_model(models.constant(1.0))
+    Path(path, "model.onnx").chmod(0o600)
+    before = os.umask(0o022)
+    try:
+        client.create_deployment("m", path)
+    finally:
+        os.umask(before)
+    deployed = tmp_path / "repository" / "m"
+    assert oct(deployed.stat().st_mode & 0o777) == "0o755"
+    assert {oct(file.stat().st_mode & 0o777) for file in deployed.rglob("*") if file.is_file()} == {"0o644"}
