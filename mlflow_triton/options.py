@@ -11,9 +11,9 @@ from mlflow_triton.errors import InvalidOption
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["OPTIONS", "DeploymentOptions", "OptionDefinition", "help_text"]
+__all__ = ["HIGHEST_VERSION", "OPTIONS", "DeploymentOptions", "OptionDefinition", "help_text"]
 
-#: A higher number in a version directory's name aborts the server.
+#: The highest version number that Triton serves; a directory with a higher one aborts its process.
 HIGHEST_VERSION = 2**63 - 1
 
 

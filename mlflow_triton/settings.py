@@ -31,7 +31,7 @@ class Setting(Generic[T]):
     source: str
 
     def __str__(self) -> str:
-        return f"{self.value} (from {self.source})"
+        return f"{'not set' if self.value is None else self.value} (from {self.source})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -367,10 +367,9 @@ def test_dead_server(
 
 
 def test_dead_mlflow(
-    deployment_client: Any, serving: str, good: str, world: Callable[[], object], mlflow_environment: None
+    deployment_client: Any, serving: str, world: Callable[[], object], mlflow_environment: None
 ) -> None:
     """Where no MLflow listens, that is said at once, and not after minutes of retries."""
-    del mlflow_environment
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -378,14 +377,11 @@ def test_dead_mlflow(
         mlflow.set_tracking_uri(f"http://{dead}")
         try:
             before = world()
-            refused(
-                "TEMPORARILY_UNAVAILABLE",
-                dead,
-                lambda: deployment_client.create_deployment(f"{serving}-new", good),
-            )
-            refused(
-                "TEMPORARILY_UNAVAILABLE", dead, lambda: deployment_client.update_deployment(serving, good)
-            )
+            for call in (
+                lambda: deployment_client.create_deployment(f"{serving}-new", "models:/any/1"),
+                lambda: deployment_client.update_deployment(serving, "models:/any@champion"),
+            ):
+                refused("TEMPORARILY_UNAVAILABLE", dead, call)
             assert world() == before
         finally:
             mlflow.set_tracking_uri(uri)

@@ -15,7 +15,6 @@ import pytest
 from mlflow_triton.errors import (
     DeploymentNotFound,
     InferenceFailed,
-    InvalidInput,
     LoadFailed,
     ServerRefused,
     ServerTimeout,
@@ -509,8 +508,8 @@ def test_an_inference_that_lies(content: bytes) -> None:
 
 
 def test_an_output_of_a_datatype_of_the_future() -> None:
-    """An output of a datatype that this plugin does not know is named."""
-    with pytest.raises(InvalidInput, match="The datatype FP4 is none that this plugin knows"):
+    """An output of a datatype that this plugin does not know is named, and not blamed on the input."""
+    with pytest.raises(InferenceFailed, match="The datatype FP4 is none that this plugin knows"):
         run(inference({"outputs": [output(datatype="FP4")]}))
 
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: MLflow writes it into every download of a ``models:/`` URI: the version that was really read.
 REGISTERED_MODEL_META = "registered_model_meta"
+#: Schemes of URIs that only MLflow's server can resolve.
+SERVED = frozenset({"models", "runs", "mlflow-artifacts"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
     """
     if not str(uri).strip():
         raise ModelNotFound(f"The model URI {uri!r} is empty. Write, for example, models:/NAME/1.")
-    require_server()
+    if _scheme(uri) in SERVED:
+        require_server()
     with foreign_errors(uri):
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     # MLflow returns the URI's own path when there is nothing to copy it from.
@@ -101,6 +104,10 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
             _text(model.run_id),
         ),
     )
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition(":")[0]
 
 
 def _registered_model_meta(path: Path, uri: str) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def run_artifacts(model: ResolvedModel, suffixes: frozenset[str], destination: P
         The fetched files; those that the model itself has are left out.
     """
     client = mlflow.MlflowClient()
-    if not model.origin.model_id or not hasattr(client, "get_logged_model"):
+    if _scheme(model.origin.uri) != "models" or not model.origin.model_id:
         return []
     try:
         logged = client.get_logged_model(model.origin.model_id)

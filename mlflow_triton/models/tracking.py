@@ -23,23 +23,39 @@ TIMEOUT = 10.0
 
 def tracking_uri() -> str:
     """Return MLflow's tracking URI without a password that stands in it."""
+    return _without_password(str(mlflow.get_tracking_uri()))
+
+
+def _without_password(uri: str) -> str:
     # A password that should have been quoted may have a slash or an @ in it.
-    return re.sub(r"(?<=://)[^/].*@", "***@", str(mlflow.get_tracking_uri()))
+    return re.sub(r"(?<=://)[^/].*@", "***@", uri)
 
 
 def require_server() -> str | None:
-    """Find out at once whether MLflow's server is there: its client tries for four minutes.
+    """Find out at once whether MLflow's servers are there: its client tries for four minutes.
 
     Returns:
-        The server's version, or ``None`` where there is no server (a database or a directory), or where
-        it does not say (the client may still get along with it, e.g. with credentials).
+        The tracking server's version, or ``None`` where there is no server (a database or a directory), or
+        where it does not say (the client may still get along with it, e.g. with credentials).
 
     Raises:
         ServerUnavailable: Nothing listens there, or it does not answer in time.
     """
-    uri = str(mlflow.get_tracking_uri())
+    tracking = str(mlflow.get_tracking_uri())
+    version = _version(tracking, "", "MLFLOW_TRACKING_URI")
+    try:
+        registry = str(mlflow.get_registry_uri())
+    except ValueError as error:
+        raise ServerUnavailable(f"MLFLOW_REGISTRY_URI cannot be used: {first_words(error)}") from None
+    if registry != tracking:
+        _version(registry, "registry", "MLFLOW_REGISTRY_URI")
+    return version
+
+
+def _version(uri: str, kind: str, variable: str) -> str | None:
     if not uri.startswith(("http://", "https://")):
         return None
+    where = f"MLflow{kind and ' '}{kind} at {_without_password(uri)}"
     try:
         answer = requests.get(f"{uri.rstrip('/')}/version", timeout=TIMEOUT)
     except (requests.exceptions.SSLError, requests.exceptions.ProxyError):
@@ -51,13 +67,10 @@ def require_server() -> str | None:
         else:
             how = f"cannot be reached: {cause[1] or cause[2]}" if cause else "broke off the connection"
         raise ServerUnavailable(
-            f"MLflow at {tracking_uri()} {how}. Nothing was changed. Start it (mlflow server), "
-            "or set MLFLOW_TRACKING_URI to where it is."
+            f"{where} {how}. Nothing was changed. Start it (mlflow server), or set {variable} to where it is."
         ) from None
     except requests.exceptions.RequestException as error:
-        raise ServerUnavailable(
-            f"MLFLOW_TRACKING_URI {tracking_uri()} cannot be used: {first_words(error)}"
-        ) from None
+        raise ServerUnavailable(f"{where} cannot be used: {first_words(error)} Check {variable}.") from None
     version = answer.text.strip()
     return version if answer.status_code == 200 and re.fullmatch(r"\d[\w.+-]{0,30}", version) else None
 

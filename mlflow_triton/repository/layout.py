@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from mlflow_triton.errors import InvalidModel, InvalidName
+from mlflow_triton.options import HIGHEST_VERSION
 from mlflow_triton.repository import config as model_config
 from mlflow_triton.repository.record import RECORD_NAME
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG_FILE", "HIGHEST_VERSION", "Layout", "check_name", "lay_out"]
 
 CONFIG_FILE: Final = "config.pbtxt"
-#: The highest version number that Triton serves; a directory with a higher one aborts its process.
-HIGHEST_VERSION: Final = 2**63 - 1
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")

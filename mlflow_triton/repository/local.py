@@ -230,4 +230,9 @@ def _rename(source: Path, target: Path, flag: int) -> None:
     except OSError:
         aside.rename(target)
         raise
-    aside.rename(source)
+    try:
+        aside.rename(source)
+    except OSError:
+        target.rename(source)
+        aside.rename(target)
+        raise

@@ -6,7 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlflow_triton.errors import DeploymentNotFound, InferenceFailed, ServerRefused, ServerUnavailable
+from mlflow_triton.errors import (
+    DeploymentNotFound,
+    InferenceFailed,
+    InvalidInput,
+    ServerRefused,
+    ServerUnavailable,
+)
 from mlflow_triton.serving.http import HttpEndpoint, Response, segment
 from mlflow_triton.tensors.datatypes import from_wire, to_wire
 
@@ -121,6 +127,10 @@ def infer(
         raise InferenceFailed(f"{name!r} on Triton at {http.url} failed: {response.error}")
     try:
         return _outputs(response)
+    except InvalidInput as error:
+        raise InferenceFailed(
+            f"{name!r} answered with a tensor that cannot be read. {error.message}"
+        ) from None
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ServerUnavailable(
             f"Triton at {http.url} sent a broken answer for {name!r} ({error}). Nothing was changed; "

@@ -47,6 +47,11 @@ class TritonPredictions(PredictionsResponse):
             raise InvalidParameter(
                 f"Unknown predictions_format {predictions_format!r}: use 'dataframe' or 'ndarray'."
             )
+        if len({array.shape[:1] for array in outputs.values()}) > 1:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
+            raise InvalidParameter(
+                f"The outputs do not have one first dimension ({shapes}), so they are no table: use 'ndarray'."
+            )
         columns = {}
         for name, array in outputs.items():
             flat = (
