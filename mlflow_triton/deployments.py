@@ -8,7 +8,6 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-import click
 from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_triton.errors import InvalidParameter, InvalidSetting
@@ -306,16 +305,16 @@ def run_local(
     from mlflow_triton.embedded.foreground import serve  # noqa: PLC0415 - same
     from mlflow_triton.predict import example_input  # noqa: PLC0415 - same
 
-    def deploy(server: EmbeddedTriton) -> None:
+    def deploy(server: EmbeddedTriton) -> str:
         target = server.http_url.replace("http://", "triton://")
         query = urlencode({"model_repository": server.model_repository, "grpc_url": server.grpc_url})
         client = TritonDeploymentClient(f"{target}?{query}")
         client.create_deployment(name, model_uri, flavor, config)
         request = server.model_repository / ".input.json"
         request.write_text(json.dumps(example_input(client._server()[0], name)))  # noqa: SLF001 - of this module
-        click.echo(
+        return (
             f"{name!r} is served until Ctrl-C. In another terminal:\n\n"
-            f"mlflow deployments predict -t {target} --name {name} --input-path {request}\n"
+            f"mlflow deployments predict -t {target} --name {name} --input-path {request}\n\n"
         )
 
     repository = tempfile.mkdtemp(prefix="mlflow-triton-run-local-")

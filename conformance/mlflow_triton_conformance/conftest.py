@@ -24,6 +24,11 @@ settings.register_profile(
 settings.load_profile("conformance")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the suite's marker, also where no pyproject.toml does."""
+    config.addinivalue_line("markers", "slow: left out of the suite's quick part (-m 'not slow')")
+
+
 @pytest.fixture(scope="module")
 def module_client(triton_server: TritonServer, mlflow_server: MlflowServer) -> Iterator[Any]:
     """A deployment client for what a module deploys once, for all of its tests."""

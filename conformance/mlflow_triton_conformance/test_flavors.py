@@ -39,6 +39,7 @@ def test_external_data(
     np.testing.assert_array_equal(weights[None] + 1, response["outputs"]["y"], strict=True)
 
 
+@pytest.mark.slow
 def test_external_data_missing(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, tmp_path: Path, deployed: Path
 ) -> None:
@@ -53,6 +54,7 @@ def test_external_data_missing(
     assert not deployed.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["root", "triton", "extra_files"])
 def test_config_found_in_the_model(
     deployment_client: Any,
@@ -88,6 +90,7 @@ def test_no_config(
     assert deployment_client.predict(deployment_name, [[1.0]])["outputs"]["y"].tolist() == [[3.0]]
 
 
+@pytest.mark.slow
 def test_version_option(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
 ) -> None:
@@ -118,6 +121,7 @@ def test_whole_triton_directory(
     assert deployment_client.predict(deployment_name, {"x": [0]})["outputs"]["y"].tolist() == [3030]
 
 
+@pytest.mark.slow
 def test_named_directory_is_taken(
     deployment_client: Any,
     deployment_name: str,
@@ -200,6 +204,7 @@ def test_record(
     assert deployment_client.get_deployment(deployment_name)["in_sync"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["models:/{name}/latest", "models:/{name}@alias", "{path}"])
 def test_model_uris(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, tmp_path: Path, form: str
@@ -216,6 +221,7 @@ def test_model_uris(
     assert sorted(path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_onnx_file_is_the_published_one(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
 ) -> None:

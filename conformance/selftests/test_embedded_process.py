@@ -25,6 +25,8 @@ from mlflow_triton.errors import EmbeddedServerError, InvalidParameter, Reposito
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.slow
+
 MODEL = """
 import triton_python_backend_utils as pb_utils
 

@@ -16,6 +16,8 @@ from mlflow_triton.embedded.interpreter import PYTHON_VARIABLE, find_interpreter
 from mlflow_triton.embedded.runtime import CACHE_VARIABLE
 from mlflow_triton.errors import EmbeddedServerError
 
+pytestmark = pytest.mark.slow
+
 PROVISION = """
 import logging
 logging.basicConfig(level=logging.INFO)

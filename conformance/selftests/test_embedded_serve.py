@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 SERVE = [sys.executable, "-c", "from mlflow_triton.cli import main; main()", "serve"]
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Port = tuple[str, str, Sequence[int | str]]
 
+pytestmark = pytest.mark.slow
+
 TENSOR_TYPES = {
     "BOOL": TensorProto.BOOL,
     "UINT8": TensorProto.UINT8,

@@ -22,7 +22,10 @@ from mlflow_triton.publish import parse_tags, publish
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # MLflow and SQLAlchemy use what one another deprecate.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 COMMAND = [sys.executable, "-c", "from mlflow_triton.cli import main; main(prog_name='mlflow-triton')"]
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from pytest_mlflow_triton.handles import PublishOnnx
 
+pytestmark = pytest.mark.slow
+
 RUN_LOCAL = [sys.executable, "-m", "mlflow", "deployments", "run-local", "-t", "triton", "--name", "local"]
 
 

@@ -24,6 +24,8 @@ from mlflow_triton_conformance import models
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.slow
+
 SLOW = """\
 import time
 class TritonPythonModel:

@@ -31,7 +31,7 @@ class _EndRequested(BaseException):
 
 def serve(
     server: EmbeddedTriton,
-    announce: Callable[[EmbeddedTriton], None] | None = None,
+    announce: Callable[[EmbeddedTriton], str] | None = None,
     *,
     ready_file: Path | None = None,
 ) -> None:
@@ -42,7 +42,7 @@ def serve(
 
     Args:
         server: A server that is not started yet.
-        announce: Called once the server is ready.
+        announce: Called once the server is ready; what it returns goes to stdout.
         ready_file: Appears with the same line once the server is ready, and is removed when it ends.
 
     Raises:
@@ -59,7 +59,10 @@ def serve(
             if announce is None:
                 _announce(server, ready_file)
             else:
-                announce(server)
+                said = announce(server)
+                _pass_on_log(server)  # so that what is said comes last
+                sys.stdout.write(said)
+                sys.stdout.flush()
             while (code := server.poll()) is None:
                 _pass_on_log(server)
                 time.sleep(_POLL)
