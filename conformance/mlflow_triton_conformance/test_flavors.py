@@ -32,7 +32,7 @@ def test_external_data(
     weights = np.arange(2 * 1024 * 1024, dtype=np.float32)
     uri = publish_onnx(models.with_weights(weights))
     deployment_client.create_deployment(deployment_name, uri)
-    (data,) = [path for path in (deployed / "1").iterdir() if path.suffix == ".data"]
+    (data,) = [path for path in (deployed / "1").iterdir() if path.name != "model.onnx"]
     assert data.stat().st_size == weights.nbytes == 8 * 1024 * 1024
     x = np.ones((1, len(weights)), np.float32)
     response = deployment_client.predict(deployment_name, {"x": x})
@@ -46,7 +46,8 @@ def test_external_data_missing(
     """A model whose external data is missing is refused by the name of that file, before anything is touched."""
     uri = publish_onnx(models.with_weights(np.zeros(1024, np.float32)))
     local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path)))
-    (data,) = local.glob("*.data")
+    (initializer,) = onnx.load(local / "model.onnx", load_external_data=False).graph.initializer
+    data = local / next(entry.value for entry in initializer.external_data if entry.key == "location")
     data.unlink()
     with pytest.raises(MlflowException, match=data.name) as caught:
         deployment_client.create_deployment(deployment_name, str(local))

@@ -25,7 +25,7 @@ output { name: "o" data_type: TYPE_INT64 dims: 16 label_filename: "labels.txt" }
 version_policy { all {} }
 dynamic_batching { max_queue_delay_microseconds: 18446744073709551615 priority_queue_policy { key: 3 value {} } }
 parameters { key: "a" value { string_value: "" } }
-parameters { key: "\\303\\251\\n\\001" value { string_value: "\\"{}\\\\ \\U0001F600" } }
+parameters { key: "\\303\\251\\n\\001" value { string_value: "\\"{}\\\\ 😀" } }
 optimization { input_pinned_memory { enable: false } graph { level: -1 } }
 response_cache { enable: false }
 """

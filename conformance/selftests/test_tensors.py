@@ -563,7 +563,7 @@ def test_nan_is_a_value_among_floats() -> None:
         (2.5, np.array(2.5)),
         (True, np.array([True])[0]),
         (np.float32(0.1), np.array(0.1, np.float32)),
-        (pd.Series([1, 2], dtype="UInt8"), np.array([1, 2], np.uint8)),
+        (pd.Series([1, 2], dtype="Int64"), np.array([1, 2])),
         (pd.Series(["a", "b"], dtype="category"), np.array(["a", "b"], object)),
         (pd.Series(pd.arrays.SparseArray([0, 1])), np.array([0, 1])),
         (pd.Series([True, False], dtype="boolean"), np.array([True, False])),

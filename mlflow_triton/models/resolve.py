@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +12,7 @@ import mlflow
 import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_triton.errors import InvalidModel, ModelNotFound
 from mlflow_triton.models.tracking import first_words, foreign_errors, require_server
@@ -75,6 +77,7 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
         raise ModelNotFound(f"The model URI {uri!r} is empty. Write, for example, models:/NAME/1.")
     if _scheme(uri) in SERVED:
         require_server()
+    _refuse_links(uri)
     with foreign_errors(uri):
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     # MLflow returns the URI's own path when there is nothing to copy it from.
@@ -104,6 +107,21 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
             _text(model.run_id),
         ),
     )
+
+
+def _refuse_links(uri: str) -> None:
+    """Refuse a local directory with links that lead out of it: MLflow 2 follows them, and copies what is there."""
+    root = Path(local_file_uri_to_path(uri) if _scheme(uri) == "file" else uri)
+    if not root.is_dir():
+        return
+    for parent, directories, files in os.walk(root):
+        for name in [*directories, *files]:
+            path = Path(parent, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+                raise InvalidModel(
+                    f"{uri}: {path.relative_to(root)} is a symbolic link that leads out of the model. Nothing was "
+                    "changed. Put the file itself there (cp -rL copies what links lead to)."
+                )
 
 
 def _scheme(uri: str) -> str:
