@@ -96,13 +96,8 @@ class Deployer:
             TritonPluginError: Whatever else went wrong; nothing is left behind.
         """
         self._begin(name, flavor)
-        if (record := self._repository.record(name)) is not None:
-            raise DeploymentExists(
-                f"The deployment {name!r} exists already (of {record.mlflow_model_uri}); it is unchanged. Use update, "
-                "delete it first, or take another name."
-            )
         if self._repository.exists(name):
-            raise self._foreign(name)
+            raise self._taken(name)
         with self._transaction(name) as (workspace, undo):
             if self._control.lists(name):
                 raise RepositoryMismatch(
@@ -114,7 +109,7 @@ class Deployer:
             try:
                 workspace.publish(name)
             except FileExistsError:
-                raise self._foreign(name) from None
+                raise self._taken(name) from None
             undo.append(lambda: self._make_ready_again(record, was_ready=was_ready))
             undo.append(lambda: workspace.remove(name))
             undo.append(lambda: self._control.unload(name, timeout=UNDO_TIMEOUT))
@@ -160,8 +155,10 @@ class Deployer:
         if not self._repository.exists(name):
             log.info("There is no deployment %r to delete.", name)
             return
-        self._managed(name)
-        with self._transaction(name) as (workspace, _):
+        old = self._managed(name)
+        with self._transaction(name) as (workspace, undo):
+            was_ready = self._control.is_ready(name)
+            undo.append(lambda: self._serve_again(old, was_ready))
             self._control.unload(name)
             workspace.remove(name)
         log.info("Deleted the deployment %r.", name)
@@ -195,7 +192,12 @@ class Deployer:
             )
         self._repository.check()
 
-    def _foreign(self, name: str) -> DeploymentExists:
+    def _taken(self, name: str) -> DeploymentExists:
+        if (record := self._repository.record(name)) is not None:
+            return DeploymentExists(
+                f"The deployment {name!r} exists already (of {record.mlflow_model_uri}); it is unchanged. Use update, "
+                "delete it first, or take another name."
+            )
         return DeploymentExists(
             f"{self._repository.path / name} exists and was not deployed by MLflow (it has no {RECORD_NAME}). "
             "It is untouched. Take another name, or move that model away."

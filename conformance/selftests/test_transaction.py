@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -18,7 +19,14 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_triton import flavor
 from mlflow_triton.embedded import EmbeddedTriton
-from mlflow_triton.errors import LoadFailed, RepositoryError, ServerTimeout, ServerUnavailable
+from mlflow_triton.errors import (
+    DeploymentExists,
+    LoadFailed,
+    RepositoryError,
+    ServerTimeout,
+    ServerUnavailable,
+)
+from mlflow_triton.repository.local import Workspace
 from mlflow_triton_conformance import models
 
 if TYPE_CHECKING:
@@ -174,3 +182,83 @@ def test_permissions(
     deployed = tmp_path / "repository" / "m"
     assert oct(deployed.stat().st_mode & 0o777) == "0o755"
     assert {oct(file.stat().st_mode & 0o777) for file in deployed.rglob("*") if file.is_file()} == {"0o644"}
+
+
+def test_delete_that_cannot_remove(
+    start: Callable[..., tuple[EmbeddedTriton, Any]],
+    onnx_model: Callable[[Any], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A deletion whose files cannot be taken away puts the model back into service, and says so."""
+    _, client = start()
+    client.create_deployment("m", onnx_model(models.constant(1.0)))
+
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "m")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Workspace, "remove", fail)
+        with pytest.raises(RepositoryError, match="'m' is as it was before: Permission denied"):
+            client.delete_deployment("m")
+    assert client.predict("m", {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]
+    assert client.get_deployment("m")["in_sync"] is True
+
+
+def test_two_create_one_name(
+    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str], tmp_path: Path
+) -> None:
+    """Of several that create one name at once, one wins, and what it published serves; the others are told."""
+    _, client = start()
+    uris = [onnx_model(models.constant(float(value))) for value in range(4)]
+    outcomes: dict[int, str] = {}
+
+    def create(number: int) -> None:
+        try:
+            client.create_deployment("m", uris[number])
+            outcomes[number] = "created"
+        except DeploymentExists as error:
+            outcomes[number] = error.message
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [number for number, outcome in outcomes.items() if outcome == "created"]
+    assert all("exists already" in outcomes[number] for number in outcomes if number != winner)
+    assert len(outcomes) == 4
+    assert client.predict("m", {"x": [[0]]})["outputs"]["y"].tolist() == [[float(winner)]]
+    assert client.get_deployment("m")["mlflow_model_uri"] == uris[winner]
+    assert [path for path in leftovers(tmp_path) if ".mlflow-triton-" in path] == []
+
+
+def test_updates_under_load(
+    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str]
+) -> None:
+    """While a deployment is updated, threads that share one client get answers, of the old model or the new one."""
+    _, client = start()
+    uris = [onnx_model(models.constant(float(value))) for value in (1, 2)]
+    client.create_deployment("m", uris[0])
+    stop = threading.Event()
+    seen: set[float] = set()
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                seen.add(float(client.predict("m", {"x": [[0]]})["outputs"]["y"][0, 0]))
+            except Exception as error:  # noqa: BLE001, PERF203 - whatever it is, it must not be
+                failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for turn in range(4):
+            client.update_deployment("m", uris[(turn + 1) % 2])
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert seen == {1.0, 2.0}
