@@ -58,7 +58,11 @@ def contents(model: ResolvedModel, *, version: int, run_files: Path) -> Contents
             extras = {**_extras(attached), **extras}
     files: dict[PurePosixPath, Path] = {}
     target = PurePosixPath(str(version))
-    for location in external_data(source):
+    try:
+        locations = external_data(source)
+    except InvalidModel as error:
+        raise InvalidModel(f"{model.origin.uri}: {error.message}") from None
+    for location in locations:
         data = source.parent / location
         if data.is_symlink() or not data.is_file():
             raise InvalidModel(

@@ -41,12 +41,16 @@ def external_data(path: Path) -> tuple[PurePosixPath, ...]:
         InvalidModel: The file is no ONNX model, or a location leaves the model's directory.
     """
     if path.stat().st_size == 0:
-        raise InvalidModel(f"{path.name} is empty: it is no ONNX model. Log the model again.")
+        raise InvalidModel(
+            f"{path.name} is empty: it is no ONNX model. Nothing was changed. Log the model again."
+        )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             locations = list(_walk(data, 0, len(data), "Model", 0))
         except (ValueError, IndexError):
-            raise InvalidModel(f"{path.name} is no ONNX model, or is cut off. Log the model again.") from None
+            raise InvalidModel(
+                f"{path.name} is no ONNX model, or is cut off. Nothing was changed. Log the model again."
+            ) from None
     return tuple(dict.fromkeys(_inside(location, path.name) for location in locations))
 
 

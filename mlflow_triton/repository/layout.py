@@ -82,9 +82,9 @@ def check_name(name: Any) -> None:
         "letters, digits, '_', '.' and '-', beginning with a letter, a digit or '_'. Nothing has been changed."
     )
     if not isinstance(name, str):
-        raise InvalidName(f"a deployment name must be text, not {type(name).__name__}. {rule}")
+        raise InvalidName(f"A deployment name must be text, not {type(name).__name__}. {rule}")
     if not name:
-        raise InvalidName(f"the deployment name is empty. {rule}")
+        raise InvalidName(f"The deployment name is empty. {rule}")
     shown = ascii(name) if len(name) <= 80 else f"{name[:80]!a}…"
     wrong = next((c for c in name if not re.fullmatch(r"[A-Za-z0-9_.-]", c)), None)
     if wrong is not None:
@@ -93,7 +93,7 @@ def check_name(name: Any) -> None:
         problem = f"is {len(name)} characters long"
     else:
         problem = f"begins with {name[0]!r}"
-    raise InvalidName(f"the deployment name {shown} {problem}. {rule}")
+    raise InvalidName(f"The deployment name {shown} {problem}. {rule}")
 
 
 @dataclass(frozen=True, slots=True)

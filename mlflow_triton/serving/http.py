@@ -46,7 +46,11 @@ class Response:
 
 def one_line(reason: str) -> str:
     """Return Triton's reason as one sentence, without the traceback that Python backends append."""
-    text = " ".join(reason.partition("\n\nAt:\n")[0].split()).rstrip(";. ")
+    text = (
+        " ".join(reason.partition("\n\nAt:\n")[0].split())
+        .rstrip(";. ")
+        .removeprefix("[request id: <id_unknown>] ")
+    )
     return f"{text}." if text else ""
 
 
