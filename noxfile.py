@@ -58,7 +58,7 @@ def package(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
     wheel = next(dist.glob("*.whl"))
     session.install("--force-reinstall", "--no-deps", str(wheel))
-    session.install(f"{wheel}[conformance]", *group("test"))
+    session.install(f"{wheel}[conformance]")
     session.chdir(session.create_tmp())
     session.run("pytest", "--pyargs", "mlflow_triton_conformance", "-m", "not slow", *session.posargs)
 

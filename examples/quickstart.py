@@ -143,7 +143,7 @@ def server(command: str, log: Path) -> Iterator[Callable[..., None]]:
 if __name__ == "__main__":
     # Servers that this shell is set up for have no part in this.
     for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "TRITON_"))]:
-        if variable != "MLFLOW_TRITON_CACHE":
+        if not variable.startswith("MLFLOW_TRITON_"):
             del os.environ[variable]
     # The commands are those of this environment, also when it is not activated ...
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -29,6 +29,8 @@ from mlflow_triton.errors import (
     RepositoryError,
     RepositoryMismatch,
     ServerRefused,
+    ServerTimeout,
+    ServerUnavailable,
     TritonPluginError,
 )
 from mlflow_triton.models import onnx, triton
@@ -88,14 +90,14 @@ class Deployer:
         self._repository = repository
         self._control = control
 
-    def create(self, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions) -> Record:
-        """Deploy a model under a new name.
+    def create(self, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions) -> Deployment:
+        """Deploy a model under a new name, and describe what serves.
 
         Raises:
             DeploymentExists: Something has the name already, here or on the server.
             TritonPluginError: Whatever else went wrong; nothing is left behind.
         """
-        self._begin(name, flavor)
+        self._begin(name)
         if self._repository.exists(name):
             raise self._taken(name)
         with self._transaction(name) as (workspace, undo):
@@ -114,19 +116,20 @@ class Deployer:
             undo.append(lambda: workspace.remove(name))
             undo.append(lambda: self._control.unload(name, timeout=UNDO_TIMEOUT))
             self._load(record, override, options, otherwise=f"Nothing of {name!r} is left behind.")
+            deployment = _describe(record, self._control.index())
         log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
-        return record
+        return deployment
 
     def update(
         self, name: str, model_uri: str | None, flavor: str | None, options: DeploymentOptions
-    ) -> Record:
-        """Replace a deployment's model, without an inference request failing in between.
+    ) -> Deployment:
+        """Replace a deployment's model, without an inference request failing in between, and describe it.
 
         Raises:
             DeploymentNotFound: There is none of that name.
             TritonPluginError: Whatever else went wrong; the old model serves, on disk and on the server.
         """
-        self._begin(name, flavor)
+        self._begin(name)
         old = self._managed(name)
         if model_uri is None:
             raise InvalidParameter(
@@ -140,9 +143,15 @@ class Deployer:
             workspace.swap(name)
             undo.append(lambda: workspace.swap(name))
             unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
-            self._load(record, override, options, otherwise=unchanged)
+            try:
+                self._load(record, override, options, otherwise=unchanged)
+            except ServerUnavailable:
+                # The load may still end well, after everything here has been undone.
+                undo[0] = lambda: self._serve_again(old, was_ready, unsure=True)
+                raise
+            deployment = _describe(record, self._control.index())
         log.info("Updated the deployment %r (%s) to %s.", name, record.deployment_id, model_uri)
-        return record
+        return deployment
 
     def delete(self, name: str) -> None:
         """Unload a deployment and remove its directory; a name that nothing has is no error.
@@ -151,7 +160,7 @@ class Deployer:
             DeploymentNotFound: The name is that of a model that MLflow did not deploy; it is untouched.
             TritonPluginError: Whatever else went wrong.
         """
-        self._begin(name, None)
+        self._begin(name)
         if not self._repository.exists(name):
             log.info("There is no deployment %r to delete.", name)
             return
@@ -159,7 +168,10 @@ class Deployer:
         with self._transaction(name) as (workspace, undo):
             was_ready = self._control.is_ready(name)
             undo.append(lambda: self._serve_again(old, was_ready))
-            self._control.unload(name)
+            try:
+                self._control.unload(name)
+            except ServerTimeout as error:
+                raise ServerTimeout(f"{error.message} {name!r} was not deleted and serves on.") from None
             workspace.remove(name)
         log.info("Deleted the deployment %r.", name)
 
@@ -177,6 +189,11 @@ class Deployer:
         """Describe every deployment in the repository, loaded or not, by name."""
         self._repository.check()
         index = self._control.index()
+        if index and not any(self._repository.exists(entry.name) for entry in index):
+            log.warning(
+                "None of the models that the server knows is in %s: is it the server's model repository?",
+                self._repository.path,
+            )
         return [_describe(record, index) for record in self._repository.records()]
 
     def serving_id(self, name: str) -> str | None:
@@ -184,12 +201,8 @@ class Deployer:
         config = self._control.config(name)
         return None if config is None else model_config.parameter(config, DEPLOYMENT_ID)
 
-    def _begin(self, name: str, flavor: str | None) -> None:
+    def _begin(self, name: str) -> None:
         check_name(name)
-        if flavor is not None and flavor not in FLAVORS:
-            raise InvalidParameter(
-                f"The flavor {flavor!r} is not supported. Supported: {', '.join(FLAVORS)}."
-            )
         self._repository.check()
 
     def _taken(self, name: str) -> DeploymentExists:
@@ -242,6 +255,7 @@ class Deployer:
                 raise
 
     def _prove_repository(self, workspace: Workspace, name: str) -> None:
+        self._control.require_explicit()
         with workspace.probe() as probe:
             seen = self._control.lists(probe)
         if not seen:
@@ -312,8 +326,8 @@ class Deployer:
         started = time.monotonic()
         try:
             self._control.load(record.name, config_json=override, timeout=options.load_timeout)
-        except LoadFailed as error:
-            raise LoadFailed(f"{error.message} {otherwise}") from None
+        except (LoadFailed, ServerUnavailable) as error:
+            raise type(error)(f"{error.message} {otherwise}") from None
         serving = self.serving_id(record.name)
         if serving != record.deployment_id:
             raise RepositoryMismatch(
@@ -346,13 +360,17 @@ class Deployer:
                 )
             time.sleep(0.1)
 
-    def _serve_again(self, old: Record, was_ready: bool) -> None:
-        """Bring the server back to a deployment whose directory is in place again."""
+    def _serve_again(self, old: Record, was_ready: bool, *, unsure: bool = False) -> None:
+        """Bring the server back to a deployment whose directory is in place again.
+
+        `unsure`: a load of something else may be under way; Triton takes this one after it.
+        """
         if not was_ready:
             self._control.unload(old.name, timeout=UNDO_TIMEOUT)
-        elif self.serving_id(old.name) != old.deployment_id or not self._control.is_ready(old.name):
+        elif unsure or self.serving_id(old.name) != old.deployment_id or not self._control.is_ready(old.name):
             config = model_config.parse(self._repository.config_text(old.name), origin=old.name)
-            self._control.load(old.name, config_json=_override(config, old.deployment_id))
+            override = _override(config, old.deployment_id)
+            self._control.load(old.name, config_json=override, timeout=UNDO_TIMEOUT)
 
 
 def _attempt(step: Callable[[], None]) -> str | None:
@@ -365,6 +383,11 @@ def _attempt(step: Callable[[], None]) -> str | None:
 
 def _flavor(model: ResolvedModel, wanted: str | None) -> str:
     has = ", ".join(model.flavors) or "none"
+    if wanted is not None and wanted not in FLAVORS:
+        raise InvalidParameter(
+            f"The flavor {wanted!r} cannot be deployed to Triton; {' and '.join(FLAVORS)} can. Nothing was changed. "
+            f"The flavors of {model.origin.uri} are: {has}."
+        )
     if wanted is not None and wanted not in model.flavors:
         raise InvalidModel(
             f"{model.origin.uri} has no flavor {wanted!r}. Nothing was changed. Its flavors are: {has}. "

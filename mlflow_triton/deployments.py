@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mlflow_triton.deploy import Deployer, Deployment
-    from mlflow_triton.repository.record import Record
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
     from mlflow_triton.tensors.decode import TritonPredictions
@@ -62,7 +62,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
     def __init__(self, target_uri: str) -> None:
         super().__init__(target_uri)  # type: ignore[no-untyped-call] # MLflow's
         self._settings = Settings.parse(target_uri, os.environ)
-        self._http: HttpEndpoint | None = None
+        self._connected: tuple[HttpEndpoint, Control] | None = None
 
     def create_deployment(
         self,
@@ -90,8 +90,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
         """
         _no_endpoint(endpoint)
         options = DeploymentOptions.parse(config)
-        record = self._deployer().create(name, model_uri, flavor, options)
-        return self._summary(record)
+        return self._details(self._deployer().create(name, _uri(model_uri), flavor, options), in_sync=True)
 
     def update_deployment(
         self,
@@ -119,8 +118,8 @@ class TritonDeploymentClient(BaseDeploymentClient):
         """
         _no_endpoint(endpoint)
         options = DeploymentOptions.parse(config)
-        record = self._deployer().update(name, model_uri, flavor, options)
-        return self._summary(record)
+        uri = None if model_uri is None else _uri(model_uri)
+        return self._details(self._deployer().update(name, uri, flavor, options), in_sync=True)
 
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
@@ -171,26 +170,10 @@ class TritonDeploymentClient(BaseDeploymentClient):
         _no_endpoint(endpoint)
         deployer = self._deployer()
         deployment = deployer.get(name)
-        record = deployment.record
+        identity = deployment.record.deployment_id
         ready = deployment.state == "READY"
-        return {
-            **_entry(deployment),
-            "in_sync": ready
-            and record.deployment_id is not None
-            and deployer.serving_id(name) == record.deployment_id,
-            "deployment_id": record.deployment_id,
-            "model_name": record.model_name,
-            "model_version": record.model_version,
-            "model_id": record.model_id,
-            "run_id": record.run_id,
-            "versions": list(record.versions),
-            "files": record.files,
-            "plugin_version": record.plugin_version,
-            "created_at": record.created_at,
-            "triton_url": str(self._settings.http_url),
-            "triton_grpc_url": str(self._settings.grpc_url),
-            "model_repository": str(self._settings.model_repository),
-        }
+        in_sync = ready and identity is not None and deployer.serving_id(name) == identity
+        return self._details(deployment, in_sync=in_sync)
 
     def predict(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
@@ -214,7 +197,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
         from mlflow_triton.predict import predict  # noqa: PLC0415 - pandas, which the other verbs do not need
 
         _no_endpoint(endpoint)
-        if not deployment_name:
+        if not isinstance(deployment_name, str) or not deployment_name:
             raise InvalidParameter("Which deployment? Give its name (--name, deployment_name=).")
         http, control = self._server()
         return predict(http, control, deployment_name, inputs)
@@ -238,9 +221,10 @@ class TritonDeploymentClient(BaseDeploymentClient):
         from mlflow_triton.serving.control import Control  # noqa: PLC0415 - keeps MLflow's other targets fast
         from mlflow_triton.serving.http import HttpEndpoint  # noqa: PLC0415 - same
 
-        if self._http is None:
-            self._http = HttpEndpoint(self._settings)
-        return self._http, Control(self._http, self._settings)
+        if self._connected is None:
+            http = HttpEndpoint(self._settings)
+            self._connected = http, Control(http, self._settings)
+        return self._connected
 
     def _deployer(self) -> Deployer:
         from mlflow_triton.deploy import Deployer  # noqa: PLC0415 - same
@@ -260,8 +244,38 @@ class TritonDeploymentClient(BaseDeploymentClient):
         _, control = self._server()
         return Deployer(LocalRepository(path.value, path.source), control)
 
-    def _summary(self, record: Record) -> dict[str, Any]:
-        return {"flavor": record.flavor, **self.get_deployment(record.name)}
+    def _details(self, deployment: Deployment, *, in_sync: bool) -> dict[str, Any]:
+        record = deployment.record
+        return {
+            **_entry(deployment),
+            "in_sync": in_sync,
+            "deployment_id": record.deployment_id,
+            "model_name": record.model_name,
+            "model_version": record.model_version,
+            "model_id": record.model_id,
+            "run_id": record.run_id,
+            "versions": list(record.versions),
+            "files": record.files,
+            "plugin_version": record.plugin_version,
+            "created_at": record.created_at,
+            "triton_url": str(self._settings.http_url),
+            "triton_grpc_url": str(self._settings.grpc_url),
+            "model_repository": str(self._settings.model_repository),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Connections stay here; a copy makes its own.
+        return {**self.__dict__, "_connected": None}
+
+
+def _uri(model_uri: object) -> str:
+    if isinstance(model_uri, os.PathLike):
+        model_uri = os.fspath(model_uri)
+    if not isinstance(model_uri, str):
+        raise InvalidParameter(
+            f"The model URI {model_uri!r} is not text. Nothing was changed. Write, for example, models:/NAME/1."
+        )
+    return model_uri
 
 
 def _no_endpoint(endpoint: str | None) -> None:
@@ -303,6 +317,7 @@ def run_local(
     """
     from mlflow_triton.embedded import EmbeddedTriton  # noqa: PLC0415 - keeps MLflow's other targets fast
     from mlflow_triton.embedded.foreground import serve  # noqa: PLC0415 - same
+    from mlflow_triton.embedded.runtime import safe_temporary_directory  # noqa: PLC0415 - same
     from mlflow_triton.predict import example_input  # noqa: PLC0415 - same
 
     def deploy(server: EmbeddedTriton) -> str:
@@ -317,8 +332,11 @@ def run_local(
             f"mlflow deployments predict -t {target} --name {name} --input-path {request}\n\n"
         )
 
-    repository = tempfile.mkdtemp(prefix="mlflow-triton-run-local-")
-    serve(EmbeddedTriton(repository, discard_repository=True), deploy)
+    repository = tempfile.mkdtemp(prefix="mlflow-triton-run-local-", dir=safe_temporary_directory())
+    try:
+        serve(EmbeddedTriton(repository, discard_repository=True), deploy)
+    finally:
+        shutil.rmtree(repository, ignore_errors=True)  # where no server was started that would do it
 
 
 def target_help() -> str:

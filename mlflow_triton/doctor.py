@@ -60,8 +60,12 @@ def diagnose(settings: Settings) -> Iterator[Finding]:
         yield from (Finding(check, "failed", skipped) for check in AFTER_HTTP)
         return
     yield _finding("triton grpc", lambda: _grpc(control, settings))
-    yield _finding("model control", lambda: _explicit(control))
-    yield _finding("backend onnxruntime", lambda: _backend(control))
+    mode = _finding("model control", lambda: _explicit(control))
+    yield mode
+    if mode.level == "failed":
+        yield Finding("backend onnxruntime", "failed", "not checked, as Triton loads no model on request")
+    else:
+        yield _finding("backend onnxruntime", lambda: _backend(control))
     yield _finding("model repository", lambda: _repository(control, settings))
 
 
@@ -114,8 +118,7 @@ def _grpc(control: Control, settings: Settings) -> tuple[str, str]:
 
 
 def _explicit(control: Control) -> tuple[str, str]:
-    # Unloading what does not exist is no error in EXPLICIT mode, and refused in the others.
-    control.unload(f"mlflow-triton-{uuid.uuid4().hex}")
+    control.require_explicit()
     return "ok", "explicit"
 
 

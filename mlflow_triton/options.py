@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 __all__ = ["HIGHEST_VERSION", "OPTIONS", "DeploymentOptions", "OptionDefinition", "help_text"]
 
@@ -79,6 +80,10 @@ class DeploymentOptions:
         Raises:
             InvalidOption: Every problem there is, in one message.
         """
+        if config is not None and not isinstance(config, Mapping):
+            raise InvalidOption(
+                f"Nothing was changed. Deployment options (config=) are a dict, not {config!r}."
+            )
         known = {option.name: option for option in OPTIONS}
         problems = []
         values = {}

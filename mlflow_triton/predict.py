@@ -58,7 +58,7 @@ def _require_optional(control: Control, name: str, missing: list[str]) -> None:
     config = control.config(name) or {}
     optional = {entry["name"] for entry in config.get("input", []) if entry.get("optional")}
     if required := [repr(tensor) for tensor in missing if tensor not in optional]:
-        raise InvalidInput(f"The input {', '.join(required)} is missing.")
+        raise InvalidInput(f"Missing: {', '.join(required)}.")
 
 
 def example_input(http: HttpEndpoint, name: str) -> dict[str, dict[str, Any]]:

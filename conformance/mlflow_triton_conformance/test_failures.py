@@ -203,9 +203,7 @@ def test_flavors(deployment_client: Any, serving: str, good: str, world: Callabl
     before = world()
     create = deployment_client.create_deployment
     refused("INVALID_PARAMETER_VALUE", "onnx", lambda: create(f"{serving}-new", good, flavor="triton"))
-    refused(
-        "INVALID_PARAMETER_VALUE", "onnx, triton", lambda: create(f"{serving}-new", good, flavor="pytorch")
-    )
+    refused("INVALID_PARAMETER_VALUE", "are: onnx", lambda: create(f"{serving}-new", good, flavor="pytorch"))
     assert world() == before
 
 
@@ -219,6 +217,13 @@ def test_options(deployment_client: Any, serving: str, good: str, world: Callabl
         lambda: deployment_client.create_deployment(f"{serving}-new", good, config=config),
     )
     refused("INVALID_PARAMETER_VALUE", "-m", lambda: deployment_client.update_deployment(serving))
+    for call in (
+        lambda: deployment_client.create_deployment(f"{serving}-new", good, config=["version=1"]),
+        lambda: deployment_client.create_deployment(f"{serving}-new", None),
+        lambda: deployment_client.create_deployment(None, good),
+        lambda: deployment_client.predict(5, {"x": [[1]]}),
+    ):
+        refused("INVALID_PARAMETER_VALUE", ".", call)
     assert world() == before
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -23,6 +27,7 @@ from mlflow_triton.errors import (
     DeploymentExists,
     LoadFailed,
     RepositoryError,
+    ServerRefused,
     ServerTimeout,
     ServerUnavailable,
 )
@@ -66,6 +71,14 @@ def start(
         server.stop()
 
 
+def slow_model(tmp_path: Path, seconds: float) -> str:
+    """Save a model that takes its time to load and return its path."""
+    directory = models.write_python(tmp_path / "slow", {1: 1})
+    (directory / "1" / "model.py").write_text(SLOW.format(seconds=seconds))
+    flavor.save_model(directory, tmp_path / "saved")
+    return str(tmp_path / "saved")
+
+
 @pytest.fixture
 def onnx_model(tmp_path: Path) -> Callable[[Any], str]:
     """Save an ONNX model and return its path as a model URI."""
@@ -76,14 +89,6 @@ def onnx_model(tmp_path: Path) -> Callable[[Any], str]:
         return str(path)
 
     return save
-
-
-def slow_model(tmp_path: Path, seconds: float) -> str:
-    """Save a model that takes its time to load and return its path."""
-    directory = models.write_python(tmp_path / "slow", {1: 1})
-    (directory / "1" / "model.py").write_text(SLOW.format(seconds=seconds))
-    flavor.save_model(directory, tmp_path / "saved")
-    return str(tmp_path / "saved")
 
 
 def ready(server: EmbeddedTriton) -> bool:
@@ -140,8 +145,9 @@ def test_not_in_explicit_mode(
 ) -> None:
     """A server in another control mode is named as the reason, with the flag that it needs."""
     _, client = start("--model-control-mode=none")
-    with pytest.raises((LoadFailed, RepositoryError), match="--model-control-mode=explicit"):
+    with pytest.raises(ServerRefused, match="--model-control-mode=explicit") as caught:
         client.create_deployment("m", onnx_model(models.constant(1.0)))
+    assert "Undoing" not in caught.value.message
     assert leftovers(tmp_path) == []
 
 
@@ -262,3 +268,62 @@ def test_updates_under_load(
             thread.join()
     assert failures == []
     assert seen == {1.0, 2.0}
+
+
+def test_update_that_times_out(
+    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str], tmp_path: Path
+) -> None:
+    """A model whose load outlasts its time limit does not come to serve later: the old one does, on disk and there."""
+    _, client = start()
+    client.create_deployment("m", onnx_model(models.constant(1.0)))
+    with pytest.raises(ServerTimeout, match=r"did not load 'm' within 1 s.*'m' still serves"):
+        client.update_deployment("m", slow_model(tmp_path, 4), config={"load_timeout": "1"})
+    time.sleep(5)
+    assert client.predict("m", {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]
+    assert client.get_deployment("m")["in_sync"] is True
+
+
+def test_forked_client(
+    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str]
+) -> None:
+    """Processes that a client's process forks each get their own answers."""
+    _, client = start()
+    client.create_deployment("m", onnx_model(models.constant(0.0)))
+    client.predict("m", {"x": [[0]]})
+
+    def right_answers(number: int) -> int:
+        wanted = [[float(number)]]
+        return sum(client.predict("m", {"x": wanted})["outputs"]["y"].tolist() == wanted for _ in range(100))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # forking a process with threads is the point here
+        with multiprocessing.get_context("fork").Pool(
+            3, initializer=_remember, initargs=(right_answers,)
+        ) as pool:
+            results = pool.map_async(_remembered, [1, 2, 3], chunksize=1)
+            assert right_answers(9) == 100
+            assert results.get(60) == [100, 100, 100]
+
+
+_FUNCTION: dict[str, Callable[[int], int]] = {}
+
+
+def _remember(function: Callable[[int], int]) -> None:
+    _FUNCTION["it"] = function
+
+
+def _remembered(number: int) -> int:
+    return _FUNCTION["it"](number)
+
+
+def test_pickled_client(
+    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str]
+) -> None:
+    """A client that has been used can be pickled and copied, and the copy works."""
+    _, client = start()
+    client.create_deployment("m", onnx_model(models.constant(1.0)))
+    client.predict("m", {"x": [[1]]})
+    for other in (pickle.loads(pickle.dumps(client)), copy.deepcopy(client)):  # noqa: S301 - our own
+        assert other.predict("m", {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]

@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from mlflow_triton.errors import EmbeddedServerError
+from mlflow_triton.errors import EmbeddedServerError, InvalidParameter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +49,11 @@ def serve(
         EmbeddedServerError: The server cannot be started, or ends by itself.
         OSError: The ready file cannot be written.
     """
+    if ready_file is not None and not ready_file.parent.is_dir():
+        raise InvalidParameter(
+            f"The ready file {ready_file} cannot be written: {ready_file.parent} is not a directory. "
+            "No server was started."
+        )
     ready = False  # an error before that shows the end of the log itself
     with _ended_by_signal():
         try:

@@ -194,6 +194,12 @@ def reads_safely(path: Path) -> bool:
     return re.fullmatch(r"[\w@%+=:,./~-]+", str(path), re.ASCII) is not None
 
 
+def safe_temporary_directory() -> str:
+    """Return where private directories are made: the user's choice, unless Triton could not read paths in it."""
+    chosen = tempfile.gettempdir()
+    return chosen if reads_safely(Path(chosen)) else "/tmp"  # noqa: S108 - only private directories are made in it
+
+
 def _check_platform() -> None:
     libc, _, version = _libc().partition(" ")
     found = f"{platform.system()} {platform.machine()}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from mlflow_triton.embedded import supervisor
-from mlflow_triton.embedded.runtime import reads_safely
+from mlflow_triton.embedded.runtime import safe_temporary_directory
 from mlflow_triton.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
@@ -64,16 +64,13 @@ class SupervisedServer:
         self._exit: int | None = None
         self._final_log = b""
         self._shared_memory = f"mlflow-triton-{uuid.uuid4().hex[:12]}-"
-        temporary = tempfile.gettempdir()
-        if not reads_safely(Path(temporary)):
-            temporary = "/tmp"  # noqa: S108 - only a private directory is made in it
         self._log: IO[bytes] = log_path.open("ab+") if log_path else tempfile.TemporaryFile("ab+")  # noqa: SIM115 - closed when the server has ended
         self._log_start = os.fstat(self._log.fileno()).st_size
         naming = f"--backend-config=python,shm-region-prefix-name={self._shared_memory}"  # for backends based on it too
         specification = {
             "owner": self._owner,
             "command": [str(runtime.tritonserver), naming, *arguments],
-            "temporary": temporary,
+            "temporary": safe_temporary_directory(),
             "shared_memory": self._shared_memory,
             "log": self._log.fileno(),
             "grace": grace,

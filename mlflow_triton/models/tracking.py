@@ -10,7 +10,13 @@ import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 
-from mlflow_triton.errors import InvalidModel, ModelNotFound, ServerUnavailable, TritonPluginError
+from mlflow_triton.errors import (
+    InvalidModel,
+    InvalidParameter,
+    ModelNotFound,
+    ServerUnavailable,
+    TritonPluginError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,6 +104,10 @@ def foreign_errors(what: str) -> Iterator[None]:
         ) from None
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelNotFound(f"{what} was not found: {error.filename or error} does not exist.") from None
+    except ImportError as error:
+        raise InvalidParameter(
+            f"{what} cannot be read here: {first_words(error)} Nothing was changed. Install that package."
+        ) from None
     except Exception as error:
         # Of requests, the artifact store's library (boto3 and its like), or a URI that nothing can parse.
         raise ServerUnavailable(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
+import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -167,6 +168,24 @@ class Control:
                         headers=self._grpc_headers,
                         client_timeout=seconds,
                     )
+
+    def require_explicit(self) -> None:
+        """Refuse a server that does not load and unload models on request.
+
+        Unloading what does not exist is no error in EXPLICIT mode, and refused in the others.
+
+        Raises:
+            ServerRefused: It runs in another model control mode.
+        """
+        try:
+            self.unload(f"mlflow-triton-{uuid.uuid4().hex}")
+        except LoadFailed as error:
+            if NOT_EXPLICIT not in error.message:
+                raise
+            raise ServerRefused(
+                f"{self._where} does not load models on request: it runs in the model control mode none or poll. "
+                "Nothing was changed. Start it with --model-control-mode=explicit."
+            ) from None
 
     def unload(self, name: str, *, timeout: float | None = None) -> None:
         """Unload a model and wait until the server has really let go of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["HttpEndpoint", "Response"]
 
 #: How many connections stay open per client; further ones are opened and closed as needed.
-POOL_SIZE = 16
+POOL_SIZE = 64
 CONNECT_TIMEOUT = 10.0
 
 
@@ -42,6 +43,10 @@ class Response:
         if isinstance(document, dict) and isinstance(document.get("error"), str):
             return one_line(str(document["error"]))
         return f"HTTP {self.status} {self.body[:200].decode(errors='replace')!r}."
+
+
+def _new_pool() -> urllib3.PoolManager:
+    return urllib3.PoolManager(maxsize=POOL_SIZE, retries=False)
 
 
 def one_line(reason: str) -> str:
@@ -67,7 +72,8 @@ class HttpEndpoint:
         self._timeout = settings.request_timeout.value
         # Without "identity", Triton compresses every answer: 62 instead of 8 ms for 1 MB.
         self._headers = {"accept-encoding": "identity", **settings.headers.value}
-        self._pool = urllib3.PoolManager(maxsize=POOL_SIZE, retries=False)
+        self._process = os.getpid()
+        self._pool = _new_pool()
 
     def request(
         self,
@@ -93,7 +99,7 @@ class HttpEndpoint:
         """
         seconds = timeout or self._timeout
         with self._mapped(method, path, seconds):
-            answer = self._pool.request(
+            answer = self._own_pool().request(
                 method,
                 self.url + path,
                 body=body,
@@ -126,6 +132,12 @@ class HttpEndpoint:
                 f"({response.body[:80]!r}): is it a Triton server?"
             ) from None
 
+    def _own_pool(self) -> urllib3.PoolManager:
+        """Return this process's connections: those of a process that forked this one carry its answers."""
+        if self._process != os.getpid():
+            self._process, self._pool = os.getpid(), _new_pool()
+        return self._pool
+
     @contextmanager
     def _mapped(self, method: str, path: str, seconds: float) -> Iterator[None]:
         what = f"Triton at {self._source}"
@@ -146,7 +158,7 @@ class HttpEndpoint:
         except urllib3.exceptions.ReadTimeoutError:
             raise ServerTimeout(
                 f"{what} accepted {method} {path} but did not answer within {seconds:g} s. "
-                "Look at the server's log; TRITON_REQUEST_TIMEOUT (or load_timeout, for a load) sets this limit."
+                "Look at the server's log; TRITON_REQUEST_TIMEOUT (for a load, -C load_timeout or TRITON_LOAD_TIMEOUT) sets this limit."
             ) from None
         except urllib3.exceptions.SSLError as error:
             raise ServerUnavailable(
