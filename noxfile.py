@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import nox
@@ -59,8 +60,9 @@ def package(session: nox.Session) -> None:
     wheel = next(dist.glob("*.whl"))
     session.install("--force-reinstall", "--no-deps", str(wheel))
     session.install(f"{wheel}[conformance]")
-    session.chdir(session.create_tmp())
-    session.run("pytest", "--pyargs", "mlflow_triton_conformance", "-m", "not slow", *session.posargs)
+    # Not below this directory, where pytest would find the project's own settings.
+    with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
+        session.run("pytest", "--pyargs", "mlflow_triton_conformance", "-m", "not slow", *session.posargs)
 
 
 @nox.session
