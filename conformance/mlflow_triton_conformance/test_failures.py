@@ -253,6 +253,7 @@ def test_names_that_are_taken(
         shutil.rmtree(foreign)
 
 
+@pytest.mark.slow
 def test_corrupt_record(
     deployment_client: Any,
     serving: str,
@@ -372,26 +373,23 @@ def test_dead_server(
 
 
 def test_dead_mlflow(
-    deployment_client: Any, serving: str, world: Callable[[], object], mlflow_environment: None
+    deployment_client: Any, serving: str, world: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no MLflow listens, that is said at once, and not after minutes of retries."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{probe.getsockname()[1]}"
-        uri = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(f"http://{dead}")
-        try:
-            before = world()
-            for call in (
-                lambda: deployment_client.create_deployment(f"{serving}-new", "models:/any/1"),
-                lambda: deployment_client.update_deployment(serving, "models:/any@champion"),
-            ):
-                refused("TEMPORARILY_UNAVAILABLE", dead, call)
-            assert world() == before
-        finally:
-            mlflow.set_tracking_uri(uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{dead}")
+        before = world()
+        for call in (
+            lambda: deployment_client.create_deployment(f"{serving}-new", "models:/any/1"),
+            lambda: deployment_client.update_deployment(serving, "models:/any@champion"),
+        ):
+            refused("TEMPORARILY_UNAVAILABLE", dead, call)
+        assert world() == before
 
 
+@pytest.mark.slow
 def test_without_grpc(
     deployment_name: str, good: str, triton_server: TritonServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -82,6 +82,7 @@ def test_config_found_in_the_model(
     assert not (deployed / "requirements.txt").exists()
 
 
+@pytest.mark.slow
 def test_no_config(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_named_directory_is_taken(
     assert (deployed / "1" / "assets" / "value.txt").read_text() == "1"
 
 
+@pytest.mark.slow
 def test_nothing_survives_an_update(
     deployment_client: Any,
     deployment_name: str,
@@ -168,6 +170,7 @@ def test_back_to_an_older_model(
         ]
 
 
+@pytest.mark.slow
 def test_delete_leaves_nothing(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
 ) -> None:
@@ -181,6 +184,7 @@ def test_delete_leaves_nothing(
     deployment_client.delete_deployment(deployment_name)
 
 
+@pytest.mark.slow
 def test_record(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
 ) -> None:
