@@ -123,7 +123,14 @@ def test_strict_readiness(
 def test_server_dies_during_a_load(start: Callable[..., tuple[EmbeddedTriton, Any]], tmp_path: Path) -> None:
     """A server that dies in the middle of a load is reported, and the repository is as it was."""
     server, client = start()
-    killer = threading.Timer(2.0, lambda: os.kill(server.pid, signal.SIGKILL))
+
+    def kill_during_load() -> None:
+        deadline = time.monotonic() + 60
+        while "loading: m" not in server.log() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(server.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_during_load)
     killer.start()
     with pytest.raises((ServerUnavailable, RepositoryError), match="went away during the load"):
         client.create_deployment("m", slow_model(tmp_path, 20))
