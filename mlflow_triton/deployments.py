@@ -245,6 +245,8 @@ class TritonDeploymentClient(BaseDeploymentClient):
         return Deployer(LocalRepository(path.value, path.source), control)
 
     def _details(self, deployment: Deployment, *, in_sync: bool) -> dict[str, Any]:
+        from mlflow_triton.models.tracking import sourced_tracking_uri  # noqa: PLC0415 - as the others
+
         record = deployment.record
         return {
             **_entry(deployment),
@@ -261,6 +263,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
             "triton_url": str(self._settings.http_url),
             "triton_grpc_url": str(self._settings.grpc_url),
             "model_repository": str(self._settings.model_repository),
+            "mlflow_tracking_uri": sourced_tracking_uri(),
         }
 
     def __getstate__(self) -> dict[str, Any]:

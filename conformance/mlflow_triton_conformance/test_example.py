@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +56,14 @@ def test_python(
 
     (listed,) = [entry for entry in deployment_client.list_deployments() if entry["name"] == deployment_name]
     assert (listed["state"], listed["mlflow_model_uri"], listed["flavor"]) == ("READY", first, flavor)
-    assert deployment_client.get_deployment(deployment_name)["version"] == "1"
+    got = deployment_client.get_deployment(deployment_name)
+    assert got["version"] == "1"
+    for key, variable in [
+        ("triton_url", "TRITON_URL"),
+        ("model_repository", "TRITON_MODEL_REPO"),
+        ("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),
+    ]:
+        assert got[key] == f"{os.environ[variable]} (from environment variable {variable})"
 
     inputs = {name: np.array(value, np.float32) for name, value in example.INPUT["inputs"].items()}
     outputs = deployment_client.predict(deployment_name, inputs)["outputs"]

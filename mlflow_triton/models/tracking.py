@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from mlflow_triton.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["first_words", "foreign_errors", "require_server", "tracking_uri"]
+__all__ = ["first_words", "foreign_errors", "require_server", "sourced_tracking_uri", "tracking_uri"]
 
 #: Seconds for connecting, and for the answer.
 TIMEOUT = 10.0
@@ -30,6 +31,13 @@ TIMEOUT = 10.0
 def tracking_uri() -> str:
     """Return MLflow's tracking URI without a password that stands in it."""
     return _without_password(str(mlflow.get_tracking_uri()))
+
+
+def sourced_tracking_uri() -> str:
+    """Return the same with where it comes from; MLflow itself resolves it."""
+    variable = "MLFLOW_TRACKING_URI"
+    given = os.environ.get(variable) == mlflow.get_tracking_uri()
+    return f"{tracking_uri()} (from {f'environment variable {variable}' if given else 'MLflow'})"
 
 
 def _without_password(uri: str) -> str:
