@@ -255,7 +255,6 @@ class Deployer:
                 raise
 
     def _prove_repository(self, workspace: Workspace, name: str) -> None:
-        self._control.require_explicit()
         with workspace.probe() as probe:
             seen = self._control.lists(probe)
         if not seen:
@@ -264,6 +263,7 @@ class Deployer:
                 f"does not see what is put there. {name!r} is unchanged. Set TRITON_MODEL_REPO to the directory "
                 "of the server's --model-repository, as mounted on this machine."
             )
+        self._control.require_explicit()
 
     def _stage(
         self, workspace: Workspace, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions

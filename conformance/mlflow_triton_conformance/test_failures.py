@@ -414,14 +414,16 @@ def test_missing_deployment(deployment_client: Any, deployment_name: str, good: 
     deployment_client.delete_deployment(deployment_name)
 
 
-def test_one_line_on_the_cli(deployment_name: str, good: str) -> None:
+def test_one_line_on_the_cli(deployment_name: str, good: str, triton_server: TritonServer) -> None:
     """The command prints one line that begins with Error:, no traceback, and exits with 1."""
+    repository = f"model_repository={triton_server.model_repository}"
     for arguments in (
         ["create", "-t", "triton", "--name", "a/b", "-m", good],
         ["create", "-t", "triton", "--name", deployment_name, "-m", "models:/no-such-model/1"],
         ["update", "-t", "triton", "--name", deployment_name, "-m", good],
         ["get", "-t", "triton", "--name", deployment_name],
         ["get", "-t", "triton:8000", "--name", deployment_name],
+        ["create", "-t", f"triton://127.0.0.1:9?{repository}", "--name", deployment_name, "-m", good],
     ):
         result = CliRunner().invoke(cli.commands, arguments)
         assert result.exit_code == 1
