@@ -290,13 +290,10 @@ class Deployer:
             unusual=contents.unusual,
         )
         layout.check(name)
-        # mkdir gave the workspace what the umask allows; a downloaded file may be private to this user.
-        mode = workspace.model.stat().st_mode & 0o666
         for directory in layout.directories:
             (workspace.model / directory).mkdir(parents=True, exist_ok=True)
         digests = {
-            str(target): _place(source, workspace.model / target, mode)
-            for target, source in layout.files.items()
+            str(target): _place(source, workspace.model / target) for target, source in layout.files.items()
         }
         if layout.config_text is not None:
             (workspace.model / CONFIG_FILE).write_bytes(layout.config_text)
@@ -318,7 +315,7 @@ class Deployer:
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
-        _freshen(workspace.model)
+        _finish(workspace.model, self._repository.path.stat().st_mode)
         return record, _override(layout.config, deployment_id)
 
     def _load(self, record: Record, override: str, options: DeploymentOptions, *, otherwise: str) -> None:
@@ -411,11 +408,10 @@ def _override(config: model_config.ModelConfig, deployment_id: str | None) -> st
     return model_config.to_json(config)
 
 
-def _place(source: Path, target: Path, mode: int) -> str:
-    """Move a file and give it the permissions that the server may need; return its digest."""
+def _place(source: Path, target: Path) -> str:
+    """Move a file, and return its digest."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
-    target.chmod(mode | (target.stat().st_mode & 0o100))
     return _digest(target)
 
 
@@ -427,11 +423,21 @@ def _digest(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _freshen(directory: Path) -> None:
-    """Give everything the present time: Triton takes what is older than its last load for unchanged."""
+def _finish(directory: Path, mode: int) -> None:
+    """Make what was built readable for whom the repository is, and new.
+
+    The server may run as another user, and neither this user's umask nor the permissions of a downloaded file
+    know of it. Triton takes what is older than its last load for unchanged.
+
+    Args:
+        directory: The model's directory.
+        mode: The repository's permissions.
+    """
     for parent, _, names in os.walk(directory, topdown=False):
-        for name in names:
-            os.utime(Path(parent, name))
+        for path in (Path(parent, name) for name in names):
+            path.chmod(mode & 0o666 | 0o600 | path.stat().st_mode & 0o100)
+            os.utime(path)
+        Path(parent).chmod(mode & 0o777 | 0o700)
         os.utime(parent)
 
 
