@@ -18,6 +18,7 @@ nox.options.error_on_external_run = True
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
+PYTEST = ("pytest", "--timeout=300")
 BUILD_IMAGES = ("python", "fixtures/images/build.py")
 
 
@@ -38,7 +39,7 @@ def quickstart(session: nox.Session) -> None:
 def conformance(session: nox.Session) -> None:
     """Run every test; arguments go to pytest."""
     session.install("-e", ".[conformance]", *group("test"))
-    session.run("pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session
@@ -63,9 +64,9 @@ def containers(session: nox.Session) -> None:
         "PYTEST_MLFLOW_IMAGE": references["mlflow-triton/mlflow"],
     }
     environment |= {name: os.environ[name] for name in environment if os.environ.get(name)}
-    session.run("pytest", "-m", "engine", "fixtures/selftests", *session.posargs, env=environment)
+    session.run(*PYTEST, "-m", "engine", "fixtures/selftests", *session.posargs, env=environment)
     session.run(
-        "pytest",
+        *PYTEST,
         "conformance/mlflow_triton_conformance",
         "-m",
         "not slow",
@@ -125,4 +126,4 @@ def minimums(session: nox.Session) -> None:
         # MLflow 2.22 breaks with SQLAlchemy 2.1, which its metadata does not say.
         "sqlalchemy>=2.0,<2.1",
     )
-    session.run("pytest", "-m", "not slow and not engine", *session.posargs)
+    session.run(*PYTEST, "-m", "not slow and not engine", *session.posargs)
