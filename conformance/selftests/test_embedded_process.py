@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from mlflow_triton.embedded import EmbeddedTriton, Runtime, provision
-from mlflow_triton.embedded.process import _listening_ports
+from mlflow_triton.embedded.process import _listening_ports, check_arguments
 from mlflow_triton.errors import EmbeddedServerError, InvalidParameter, RepositoryError
 
 if TYPE_CHECKING:
@@ -386,17 +386,54 @@ def test_a_missing_repository_is_refused(make: Callable[..., EmbeddedTriton], tm
     assert not (tmp_path / "absent").exists()
 
 
-@pytest.mark.parametrize("argument", ["--http-port=1", "--grpc-address=0.0.0.0", "--allow-metrics=false"])
-def test_contradicting_arguments_are_refused(argument: str, make: Callable[..., EmbeddedTriton]) -> None:
-    """An argument that would make the reported addresses wrong is refused."""
-    with pytest.raises(InvalidParameter, match=re.escape(argument)):
-        make(arguments=[argument]).start()
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--http-port=1"],
+        ["--http-port", "1234"],
+        ["--http-p=1"],
+        ["--grpc-address=0.0.0.0"],
+        ["--allow-metrics=false"],
+        ["--model-control-mode=poll"],
+        ["--log-verbose=1", "--model-store", "/models"],
+    ],
+    ids=" ".join,
+)
+def test_contradicting_arguments_are_refused(
+    arguments: list[str], make: Callable[..., EmbeddedTriton]
+) -> None:
+    """An argument that would make untrue what is told of the server is refused, however it is written."""
+    server = make(arguments=arguments)
+    with pytest.raises(
+        InvalidParameter, match=r" cannot be passed on to Triton: .* No server was started\."
+    ) as caught:
+        server.start()
+    assert caught.value.message.split()[0] in arguments
+    assert server.poll() is None
+    with pytest.raises(EmbeddedServerError, match="never started"):
+        server.log()
 
 
-def test_arguments_override(make: Callable[..., EmbeddedTriton]) -> None:
-    """The caller's arguments come last and win over the defaults."""
-    with make(arguments=["--model-control-mode=none"]) as server:
-        assert infer(server) == [1.5, -2.0]
+def test_other_arguments_are_passed_on() -> None:
+    """Arguments that only resemble those, and values of others, are Triton's to judge."""
+    check_arguments(
+        ["--http-thread-count=2", "--allow-gpu-metrics=false", "--load-model", "model-store", "--"]
+    )
+
+
+def test_arguments_override(make: Callable[..., EmbeddedTriton], repository: Path) -> None:
+    """The caller's arguments come last and win over the defaults: here, one failed load makes the server unready."""
+    (repository / "broken" / "1").mkdir(parents=True)
+    (repository / "broken" / "1" / "model.onnx").touch()
+    with make(arguments=["--strict-readiness=true"]) as server:
+        fetch(f"{server.http_url}/v2/health/ready")
+        for request in (
+            urllib.request.Request(f"{server.http_url}/v2/repository/models/broken/load", method="POST"),
+            f"{server.http_url}/v2/health/ready",  # not any more
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10)
+            refused.value.close()
 
 
 def test_gpus_are_hidden_by_default(

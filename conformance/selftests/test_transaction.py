@@ -22,7 +22,7 @@ import pytest
 from mlflow.deployments import get_deploy_client
 
 from mlflow_triton import flavor
-from mlflow_triton.embedded import EmbeddedTriton
+from mlflow_triton.embedded import EmbeddedTriton, process
 from mlflow_triton.errors import (
     DeploymentExists,
     LoadFailed,
@@ -148,9 +148,13 @@ def test_load_timeout(start: Callable[..., tuple[EmbeddedTriton, Any]], tmp_path
 
 
 def test_not_in_explicit_mode(
-    start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str], tmp_path: Path
+    start: Callable[..., tuple[EmbeddedTriton, Any]],
+    onnx_model: Callable[[Any], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server in another control mode is named as the reason, with the flag that it needs."""
+    monkeypatch.setattr(process, "check_arguments", lambda _: None)  # which would refuse the mode
     _, client = start("--model-control-mode=none")
     with pytest.raises(ServerRefused, match="--model-control-mode=explicit") as caught:
         client.create_deployment("m", onnx_model(models.constant(1.0)))

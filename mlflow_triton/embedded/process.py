@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton.embedded.runtime import Runtime
 
-__all__ = ["EmbeddedTriton"]
+__all__ = ["EmbeddedTriton", "check_arguments"]
 
 _EXIT_TIMEOUT = 2  # seconds that Triton waits for requests and models before it exits all the same
 _GRACE = 3.0  # seconds beyond that before it is killed
@@ -34,6 +34,32 @@ _PORT_ATTEMPTS = 5
 _POLL = 0.01
 _TAIL = 25
 _OURS = ("http", "grpc", "metrics")
+#: What a server's launcher sets, and tells others: nobody else may.
+_FIXED = (
+    "--model-repository",
+    "--model-store",
+    "--model-control-mode",
+    *(f"--{protocol}-{part}" for protocol in _OURS for part in ("port", "address")),
+    *(f"--allow-{protocol}" for protocol in _OURS),
+)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse arguments for tritonserver that would make untrue what is said of a server that is started here.
+
+    Triton takes any beginning of an option's name for the option (getopt_long(3)).
+
+    Raises:
+        InvalidParameter: One sets the model repository, the model control mode, or where an endpoint is.
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if len(name) > len("--") and any(fixed.startswith(name) for fixed in _FIXED):
+            raise InvalidParameter(
+                f"{argument} cannot be passed on to Triton: the model repository, the model control mode and the "
+                "addresses of the three endpoints are set already. No server was started. Leave it out; what of these "
+                "can be chosen is chosen where the server is asked for, not in its arguments."
+            )
 
 
 class EmbeddedTriton:
@@ -51,7 +77,8 @@ class EmbeddedTriton:
         grpc_port: The port of the gRPC protocol.
         metrics_port: The port of the Prometheus metrics.
         gpu: Let the server use the GPUs of this machine, with a runtime of its own (2 GB to download, once).
-        arguments: More arguments for tritonserver; they come last, so they override those given here.
+        arguments: More arguments for tritonserver, but none that `check_arguments` refuses; they come last, so they
+            override those given here.
         startup_timeout: Seconds until the server must be ready, not counting provisioning.
         log_path: A file to append the server's log to; by default it is kept as long as this object.
         runtime: The tritonserver to run; by default the one from
@@ -213,12 +240,7 @@ class EmbeddedTriton:
                 "non-ASCII letter or a character that the shell interprets in its path makes loads hang. No "
                 "server was started. Use a path without them, for instance a symbolic link to this directory."
             )
-        for argument in self._arguments:
-            if re.match(rf"--(allow-({'|'.join(_OURS)})|({'|'.join(_OURS)})-(port|address))\b", argument):
-                raise InvalidParameter(
-                    f"{argument} cannot be passed on to Triton: it would contradict the addresses given here. "
-                    "No server was started. Set host, http port, grpc port and metrics port instead."
-                )
+        check_arguments(self._arguments)
 
     def _provision(self) -> Runtime:
         if self._gpu and not (host := host_gpu(process=True)).present:
