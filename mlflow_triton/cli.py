@@ -78,7 +78,12 @@ def serve(  # noqa: PLR0913 - one parameter for each option
 @click.option(
     "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
 )
-def doctor(target: str) -> None:
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Finish or undo the operations that were interrupted, and remove what they left.",
+)
+def doctor(*, target: str, repair: bool) -> None:
     """Check whether a deployment would work, one line per check, with what to do where it would not.
 
     The exit code is 0 only if a deployment would work.
@@ -87,7 +92,7 @@ def doctor(target: str) -> None:
     from mlflow_triton.settings import Settings  # noqa: PLC0415 - same
 
     failed = False
-    for finding in diagnose(Settings.parse(target, os.environ)):
+    for finding in diagnose(Settings.parse(target, os.environ), repair=repair):
         failed |= finding.level == "failed"
         click.echo(f"{finding.level:<8} {finding.check}: {finding.text}")
     if failed:

@@ -1,9 +1,10 @@
-"""The deployment transaction: resolve, lay out, stage, publish, load, verify; undone in reverse.
+"""The deployment transaction: claim, prove, stage, write down, publish, load, verify, commit; or undo.
 
 When `create` or `update` returns, the server answers with the new model: it has read it from this
 repository (its index lists a directory of an unguessable name put there for the purpose), and it runs
 it with this deployment's id (given with the load, read back from the server). When they raise, the
-server, the disk and the record are as before.
+server, the disk and the record are as before. When they are killed, the next operation on the
+deployment finishes or undoes what they did (`mlflow_triton.recovery`).
 """
 
 from __future__ import annotations
@@ -28,23 +29,22 @@ from mlflow_triton.errors import (
     LoadFailed,
     RepositoryError,
     RepositoryMismatch,
-    ServerRefused,
     ServerTimeout,
     ServerUnavailable,
-    TritonPluginError,
 )
 from mlflow_triton.models import onnx, triton
 from mlflow_triton.models.resolve import resolve
-from mlflow_triton.repository import config as model_config
+from mlflow_triton.options import LOCK_TIMEOUT
+from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
 from mlflow_triton.repository.layout import CONFIG_FILE, check_name, lay_out
 from mlflow_triton.repository.record import RECORD_NAME, Record
-from mlflow_triton.serving.trial import BACKENDS, load_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from mlflow_triton.models.resolve import ResolvedModel
     from mlflow_triton.options import DeploymentOptions
+    from mlflow_triton.repository.claim import Claim, Notice
     from mlflow_triton.repository.local import LocalRepository, Workspace
     from mlflow_triton.serving.control import Control, IndexEntry
 
@@ -52,13 +52,8 @@ __all__ = ["DEPLOYMENT_ID", "Deployer", "Deployment"]
 
 log = logging.getLogger(__name__)
 
-#: The model-config parameter that carries a deployment's id to the server.
-DEPLOYMENT_ID = "mlflow.deployment_id"
 FLAVORS = (onnx.FLAVOR, triton.FLAVOR)
 CHUNK = 1 << 20
-#: Seconds for each call to the server while a failed change is undone.
-UNDO_TIMEOUT = 30.0
-READY_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +65,15 @@ class Deployment:
         version: The version that answers requests which name none; ``None``: none does.
         state: Triton's, or ``NOT_LOADED`` when the server has loaded nothing of it (as after a restart).
         reason: Triton's, for a state other than READY; may be empty.
+        operation: One that is under way on it, or that died and is neither finished nor undone yet; ``None``:
+            there is none.
     """
 
     record: Record
     version: str | None
     state: str
     reason: str
+    operation: str | None
 
 
 class Deployer:
@@ -89,6 +87,7 @@ class Deployer:
     def __init__(self, repository: LocalRepository, control: Control) -> None:
         self._repository = repository
         self._control = control
+        self._recovery = Recovery(repository, control)
 
     def create(self, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions) -> Deployment:
         """Deploy a model under a new name, and describe what serves.
@@ -97,26 +96,25 @@ class Deployer:
             DeploymentExists: Something has the name already, here or on the server.
             TritonPluginError: Whatever else went wrong; nothing is left behind.
         """
-        self._begin(name)
-        if self._repository.exists(name):
-            raise self._taken(name)
-        with self._transaction(name) as (workspace, undo):
-            if self._control.lists(name):
-                raise RepositoryMismatch(
-                    f"The server has a model {name!r} that is not in {self._repository.path}, but in another of its "
-                    "model repositories. It is untouched. Take another name."
-                )
-            record, override = self._stage(workspace, name, model_uri, flavor, options)
-            was_ready = self._control.is_server_ready()
-            try:
-                workspace.publish(name)
-            except FileExistsError:
-                raise self._taken(name) from None
-            undo.append(lambda: self._make_ready_again(record, was_ready=was_ready))
-            undo.append(lambda: workspace.remove(name))
-            undo.append(lambda: self._control.unload(name, timeout=UNDO_TIMEOUT))
-            self._load(record, override, options, otherwise=f"Nothing of {name!r} is left behind.")
-            deployment = _describe(record, self._control.index())
+        with self._operation(name, "create", options) as claim:
+            if claim.interrupted is None and self._repository.exists(name):
+                raise self._taken(name)
+            with self._proven(claim) as workspace:
+                if self._repository.exists(name):
+                    raise self._taken(name)
+                if self._control.lists(name):
+                    raise RepositoryMismatch(
+                        f"The server has a model {name!r} that is not in {self._repository.path}, but in another of "
+                        "its model repositories. It is untouched. Take another name."
+                    )
+                record, load_with = self._stage(workspace, name, model_uri, flavor, options)
+                with self._change(claim, workspace, record, was_ready=False):
+                    try:
+                        workspace.publish(name)
+                    except FileExistsError:
+                        raise self._taken(name) from None
+                    self._load(record, load_with, options, otherwise=f"Nothing of {name!r} is left behind.")
+                    deployment = _describe(record, self._control.index(), None)
         log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
         return deployment
 
@@ -129,50 +127,46 @@ class Deployer:
             DeploymentNotFound: There is none of that name.
             TritonPluginError: Whatever else went wrong; the old model serves, on disk and on the server.
         """
-        self._begin(name)
-        old = self._managed(name)
-        if model_uri is None:
-            raise InvalidParameter(
-                f"Nothing to update {name!r} with: give the URI of a model (-m, model_uri=). "
-                f"It is unchanged and serves {old.mlflow_model_uri}."
-            )
-        with self._transaction(name) as (workspace, undo):
-            was_ready = self._control.is_ready(name)
-            record, override = self._stage(workspace, name, model_uri, flavor, options)
-            undo.append(lambda: self._serve_again(old, was_ready))
-            workspace.swap(name)
-            undo.append(lambda: workspace.swap(name))
-            unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
-            try:
-                self._load(record, override, options, otherwise=unchanged)
-            except ServerUnavailable:
-                # The load may still end well, after everything here has been undone.
-                undo[0] = lambda: self._serve_again(old, was_ready, unsure=True)
-                raise
-            deployment = _describe(record, self._control.index())
-        log.info("Updated the deployment %r (%s) to %s.", name, record.deployment_id, model_uri)
+        with self._operation(name, "update", options) as claim:
+            if claim.interrupted is None:
+                self._updatable(name, model_uri)
+            with self._proven(claim) as workspace:
+                old, uri = self._updatable(name, model_uri)
+                was_ready = self._control.is_ready(name)
+                record, load_with = self._stage(workspace, name, uri, flavor, options)
+                with self._change(claim, workspace, record, was_ready=was_ready):
+                    workspace.swap(name)
+                    unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
+                    self._load(record, load_with, options, otherwise=unchanged)
+                    deployment = _describe(record, self._control.index(), None)
+        log.info("Updated the deployment %r (%s) to %s.", name, record.deployment_id, uri)
         return deployment
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, options: DeploymentOptions) -> None:
         """Unload a deployment and remove its directory; a name that nothing has is no error.
 
         Raises:
             DeploymentNotFound: The name is that of a model that MLflow did not deploy; it is untouched.
             TritonPluginError: Whatever else went wrong.
         """
-        self._begin(name)
-        if not self._repository.exists(name):
-            log.info("There is no deployment %r to delete.", name)
-            return
-        old = self._managed(name)
-        with self._transaction(name) as (workspace, undo):
-            was_ready = self._control.is_ready(name)
-            undo.append(lambda: self._serve_again(old, was_ready))
-            try:
-                self._control.unload(name)
-            except ServerTimeout as error:
-                raise ServerTimeout(f"{error.message} {name!r} was not deleted and serves on.") from None
-            workspace.remove(name)
+        with self._operation(name, "delete", options) as claim:
+            if claim.interrupted is None and not self._repository.exists(name):
+                log.info("There is no deployment %r to delete.", name)
+                return
+            if claim.interrupted is None:
+                self._managed(name)
+            with self._proven(claim) as workspace:
+                if not self._repository.exists(name):
+                    return  # deleted by the deletion that has just been finished
+                self._managed(name)
+                with self._change(claim, workspace, None, was_ready=self._control.is_ready(name)):
+                    try:
+                        self._control.unload(name, timeout=options.load_timeout)
+                    except ServerTimeout as error:
+                        raise ServerTimeout(
+                            f"{error.message} {name!r} was not deleted and serves on."
+                        ) from None
+                    workspace.remove(name)
         log.info("Deleted the deployment %r.", name)
 
     def get(self, name: str) -> Deployment:
@@ -183,7 +177,16 @@ class Deployer:
         """
         check_name(name)
         self._repository.check()
-        return _describe(self._managed(name), self._control.index())
+        notice = next((notice for notice in self._repository.notices() if notice.name == name), None)
+        try:
+            record = self._managed(name)
+        except DeploymentNotFound as error:
+            if notice is None:
+                raise
+            raise DeploymentNotFound(
+                f"{error.message} There is an operation on it: {_operation(notice)}."
+            ) from None
+        return _describe(record, self._control.index(), notice)
 
     def all(self) -> list[Deployment]:
         """Describe every deployment in the repository, loaded or not, by name."""
@@ -194,16 +197,18 @@ class Deployer:
                 "None of the models that the server knows is in %s: is it the server's model repository?",
                 self._repository.path,
             )
-        return [_describe(record, index) for record in self._repository.records()]
+        notices = {notice.name: notice for notice in self._repository.notices()}
+        records = list(self._repository.records())
+        for name in notices.keys() - {record.name for record in records}:
+            if notices[name].change is not None:
+                log.warning(
+                    "%r is not deployed; there is an operation on it: %s.", name, _operation(notices[name])
+                )
+        return [_describe(record, index, notices.get(record.name)) for record in records]
 
     def serving_id(self, name: str) -> str | None:
         """Return the deployment id with which the server runs a model; ``None``: none of ours."""
-        config = self._control.config(name)
-        return None if config is None else model_config.parameter(config, DEPLOYMENT_ID)
-
-    def _begin(self, name: str) -> None:
-        check_name(name)
-        self._repository.check()
+        return self._recovery.serving_id(name)
 
     def _taken(self, name: str) -> DeploymentExists:
         if (record := self._repository.record(name)) is not None:
@@ -215,6 +220,15 @@ class Deployer:
             f"{self._repository.path / name} exists and was not deployed by MLflow (it has no {RECORD_NAME}). "
             "It is untouched. Take another name, or move that model away."
         )
+
+    def _updatable(self, name: str, model_uri: str | None) -> tuple[Record, str]:
+        old = self._managed(name)
+        if model_uri is None:
+            raise InvalidParameter(
+                f"Nothing to update {name!r} with: give the URI of a model (-m, model_uri=). "
+                f"It is unchanged and serves {old.mlflow_model_uri}."
+            )
+        return old, model_uri
 
     def _managed(self, name: str) -> Record:
         record = self._repository.record(name)
@@ -231,39 +245,62 @@ class Deployer:
         return record
 
     @contextmanager
-    def _transaction(self, name: str) -> Iterator[tuple[Workspace, list[Callable[[], None]]]]:
-        """Prove that the server reads this repository, then run the block; undo its steps if it fails."""
-        with self._repository.workspace() as workspace:
-            undo: list[Callable[[], None]] = []
-            try:
-                self._prove_repository(workspace, name)
-                yield workspace, undo
-            except BaseException as error:
-                problems = [problem for step in reversed(undo) if (problem := _attempt(step))]
-                if problems:
-                    log.error("Undoing a change of %r failed: %s", name, " ".join(problems))  # noqa: TRY400 - raised below
-                    if isinstance(error, Exception):
-                        raise RepositoryError(
-                            f"{error} Undoing it failed as well: {' '.join(problems)} "
-                            f"See what serves with: mlflow deployments get -t triton --name {name}"
-                        ) from error
-                if isinstance(error, OSError):
-                    raise RepositoryError(
-                        f"{name!r} is as it was before: {error.strerror or error} "
-                        f"({error.filename or self._repository.path})."
-                    ) from error
-                raise
+    def _operation(self, name: str, operation: str, options: DeploymentOptions) -> Iterator[Claim]:
+        """Hold the name while the block runs, and remove what operations that died have left."""
+        check_name(name)
+        self._repository.check()
+        with self._repository.claim(name, operation, timeout=options.lock_timeout or LOCK_TIMEOUT) as claim:
+            self._repository.collect()
+            yield claim
 
-    def _prove_repository(self, workspace: Workspace, name: str) -> None:
-        with workspace.probe() as probe:
-            seen = self._control.lists(probe)
-        if not seen:
-            raise RepositoryMismatch(
-                f"The model repository {self._repository.path} is not one that the Triton server reads: the server "
-                f"does not see what is put there. {name!r} is unchanged. Set TRITON_MODEL_REPO to the directory "
-                "of the server's --model-repository, as mounted on this machine."
-            )
-        self._control.require_explicit()
+    @contextmanager
+    def _proven(self, claim: Claim) -> Iterator[Workspace]:
+        """Make a workspace for the block, once the server is known to read this repository and nothing is in doubt."""
+        try:
+            with self._repository.workspace(claim) as workspace:
+                self._recovery.prove_repository(workspace, claim.name)
+                self._recovery.settle(claim, workspace, repeated=claim.operation == "create")
+                yield workspace
+        except OSError as error:
+            raise RepositoryError(
+                f"{claim.name!r} is as it was before: {error.strerror or error} "
+                f"({error.filename or self._repository.path})."
+            ) from error
+
+    @contextmanager
+    def _change(
+        self, claim: Claim, workspace: Workspace, new: Record | None, *, was_ready: bool
+    ) -> Iterator[None]:
+        """Make the block a change that stands when it has ended, and is undone if it fails."""
+        server_was_ready = self._control.is_server_ready()
+        identity = None if new is None else new.deployment_id
+        change = claim.begin(identity, was_ready=was_ready, server_was_ready=server_was_ready)
+        try:
+            yield
+            if new is not None:
+                self._repository.sync(new)
+            claim.commit()
+        except BaseException as error:
+            if not claim.in_doubt:
+                raise  # it stands
+            sure = isinstance(error, LoadFailed)
+            problems = self._recovery.undo(claim.name, change, workspace, sure=sure)
+            later = any(map(unfinished, problems))
+            if not later:
+                claim.undone()
+            elif not any(isinstance(problem, OSError) for problem in problems):
+                workspace.discard()  # what is left to do is the server's
+            if problems:
+                problem = " ".join(dict.fromkeys(map(told, problems)))
+                if later:
+                    problem += f" The next operation on {claim.name!r}, or mlflow-triton doctor --repair, tries again."
+                log.error("Undoing a change of %r failed: %s", claim.name, problem)  # noqa: TRY400 - raised below
+                if isinstance(error, Exception):
+                    raise RepositoryError(
+                        f"{told(error)} Undoing it failed as well: {problem} See what serves with: "
+                        f"mlflow deployments get -t triton --name {claim.name}"
+                    ) from error
+            raise
 
     def _stage(
         self, workspace: Workspace, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions
@@ -319,13 +356,13 @@ class Deployer:
         )
         (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
         _freshen(workspace.model)
-        return record, _override(layout.config, deployment_id)
+        return record, override(layout.config, deployment_id)
 
-    def _load(self, record: Record, override: str, options: DeploymentOptions, *, otherwise: str) -> None:
+    def _load(self, record: Record, load_with: str, options: DeploymentOptions, *, otherwise: str) -> None:
         """Load what was published and prove that it is what serves; `otherwise` tells what a failure leaves."""
         started = time.monotonic()
         try:
-            self._control.load(record.name, config_json=override, timeout=options.load_timeout)
+            self._control.load(record.name, config_json=load_with, timeout=options.load_timeout)
         except (LoadFailed, ServerUnavailable) as error:
             raise type(error)(f"{error.message} {otherwise}") from None
         serving = self.serving_id(record.name)
@@ -340,45 +377,6 @@ class Deployer:
                 f"Triton loaded {record.name!r} but does not call it ready. Look at the server's log."
             )
         log.info("Triton loaded %r in %.2f s.", record.name, time.monotonic() - started)
-
-    def _make_ready_again(self, record: Record, *, was_ready: bool) -> None:
-        """Undo what a failed load does to a server with strict readiness: it stays unready for good."""
-        if not was_ready or self._control.is_server_ready():
-            return
-        for version in record.versions:
-            any(
-                load_trial(self._control, backend, record.name, version=version, timeout=UNDO_TIMEOUT) is None
-                for backend in BACKENDS
-            )
-        # Other models that are being loaded or unloaded make a server unready as well, for a while.
-        deadline = time.monotonic() + READY_TIMEOUT
-        while not self._control.is_server_ready():
-            if time.monotonic() > deadline:
-                raise ServerRefused(
-                    "The server calls itself not ready (/v2/health/ready) since the load failed, as Triton does by "
-                    "default until it is restarted; --strict-readiness=false prevents it."
-                )
-            time.sleep(0.1)
-
-    def _serve_again(self, old: Record, was_ready: bool, *, unsure: bool = False) -> None:
-        """Bring the server back to a deployment whose directory is in place again.
-
-        `unsure`: a load of something else may be under way; Triton takes this one after it.
-        """
-        if not was_ready:
-            self._control.unload(old.name, timeout=UNDO_TIMEOUT)
-        elif unsure or self.serving_id(old.name) != old.deployment_id or not self._control.is_ready(old.name):
-            config = model_config.parse(self._repository.config_text(old.name), origin=old.name)
-            override = _override(config, old.deployment_id)
-            self._control.load(old.name, config_json=override, timeout=UNDO_TIMEOUT)
-
-
-def _attempt(step: Callable[[], None]) -> str | None:
-    try:
-        step()
-    except (TritonPluginError, OSError) as error:
-        return str(error)
-    return None
 
 
 def _flavor(model: ResolvedModel, wanted: str | None) -> str:
@@ -402,13 +400,6 @@ def _flavor(model: ResolvedModel, wanted: str | None) -> str:
             f"Its flavors are: {has}. Publish it as a Triton model directory: mlflow-triton publish."
         )
     return chosen
-
-
-def _override(config: model_config.ModelConfig, deployment_id: str | None) -> str:
-    """Return the configuration to load with: the model's own, and the deployment's id."""
-    if deployment_id is not None:
-        config = model_config.with_parameter(config, DEPLOYMENT_ID, deployment_id)
-    return model_config.to_json(config)
 
 
 def _place(source: Path, target: Path, mode: int) -> str:
@@ -435,7 +426,19 @@ def _freshen(directory: Path) -> None:
         os.utime(parent)
 
 
-def _describe(record: Record, index: list[IndexEntry]) -> Deployment:
+def _operation(notice: Notice) -> str:
+    if notice.held:
+        return f"{notice}, which is under way"
+    return (
+        f"{notice.change.by if notice.change else notice}, which was interrupted. The next one on {notice.name!r}, "
+        "or mlflow-triton doctor --repair, finishes or undoes it"
+    )
+
+
+def _describe(record: Record, index: list[IndexEntry], notice: Notice | None) -> Deployment:
+    operation = None
+    if notice is not None and (notice.held or notice.change is not None):
+        operation = _operation(notice)
     entries = [entry for entry in index if entry.name == record.name]
     versions = sorted(
         (entry for entry in entries if entry.version is not None and entry.version.isdigit()),
@@ -443,14 +446,14 @@ def _describe(record: Record, index: list[IndexEntry]) -> Deployment:
     )
     ready = [entry for entry in versions if entry.state == "READY"]
     if ready:
-        return Deployment(record, ready[-1].version, "READY", "")
+        return Deployment(record, ready[-1].version, "READY", "", operation)
     if versions:
         last = versions[-1]
-        return Deployment(record, None, last.state or "UNAVAILABLE", last.reason)
+        return Deployment(record, None, last.state or "UNAVAILABLE", last.reason, operation)
     if entries:
         reason = (
             entries[0].reason
             or "the server has loaded nothing of it, as after a restart; update it to load it"
         )
-        return Deployment(record, None, entries[0].state or "NOT_LOADED", reason)
-    return Deployment(record, None, "NOT_FOUND", "the server does not see this model repository")
+        return Deployment(record, None, entries[0].state or "NOT_LOADED", reason, operation)
+    return Deployment(record, None, "NOT_FOUND", "the server does not see this model repository", operation)

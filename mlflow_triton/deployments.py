@@ -128,7 +128,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
 
         Args:
             name: The deployment.
-            config: No option applies to a deletion.
+            config: ``lock_timeout`` applies to a deletion, nothing else.
             endpoint: Not supported.
 
         Raises:
@@ -136,11 +136,13 @@ class TritonDeploymentClient(BaseDeploymentClient):
             TritonPluginError: Something else.
         """
         _no_endpoint(endpoint)
-        if config:
+        options = DeploymentOptions.parse(config)
+        if others := [key for key in config or () if key != "lock_timeout"]:
             raise InvalidParameter(
-                f"A deletion takes no options (-C), but got {', '.join(map(repr, config))}. Nothing was changed."
+                f"A deletion takes no options (-C) but lock_timeout, and got {', '.join(map(repr, others))}. "
+                "Nothing was changed."
             )
-        self._deployer().delete(name)
+        self._deployer().delete(name, options)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """List every deployment in the model repository, loaded or not, one entry for each.
@@ -293,6 +295,8 @@ def _entry(deployment: Deployment) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": record.name, "version": deployment.version, "state": deployment.state}
     if deployment.reason:
         entry["reason"] = deployment.reason
+    if deployment.operation:
+        entry["operation"] = deployment.operation
     return {
         **entry,
         "triton_model_path": record.triton_model_path,
