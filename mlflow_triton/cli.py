@@ -100,6 +100,36 @@ def doctor(*, target: str, repair: bool) -> None:
 
 
 @main.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option(
+    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
+)
+@click.option(
+    "-C",
+    "--config",
+    "config",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="lock_timeout, load_timeout.  [repeatable]",
+)
+def restore(*, names: tuple[str, ...], target: str, config: tuple[str, ...]) -> None:
+    """Load deployments again, all or those of these names, as after a restart of Triton.
+
+    In explicit mode, a restarted Triton loads nothing by itself. The loads run in parallel; one line for each
+    says how it went. The exit code is 0 only if all of them serve.
+    """
+    from mlflow_triton.deployments import TritonDeploymentClient  # noqa: PLC0415 - the other commands need none of it
+
+    options = dict(item.partition("=")[::2] for item in config)
+    failed = False
+    for restored in TritonDeploymentClient(target).restore(names, options):
+        failed |= restored.failed
+        click.echo(f"{'failed' if restored.failed else 'ok':<8} {restored.name}: {restored.text}")
+    if failed:
+        raise SystemExit(1)
+
+
+@main.command()
 @click.option(
     "--model-name", required=True, metavar="NAME", help="The registered model; made if there is none."
 )

@@ -9,11 +9,11 @@ deployment finishes or undoes what they did (`mlflow_triton.recovery`).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -31,29 +31,32 @@ from mlflow_triton.errors import (
     RepositoryMismatch,
     ServerTimeout,
     ServerUnavailable,
+    TritonPluginError,
 )
 from mlflow_triton.models import onnx, triton
 from mlflow_triton.models.resolve import resolve
-from mlflow_triton.options import LOCK_TIMEOUT
+from mlflow_triton.options import LOCK_TIMEOUT, DeploymentOptions
 from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
+from mlflow_triton.repository import config as model_config
 from mlflow_triton.repository.layout import CONFIG_FILE, check_name, lay_out
-from mlflow_triton.repository.record import RECORD_NAME, Record
+from mlflow_triton.repository.record import RECORD_NAME, Record, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mlflow_triton.models.resolve import ResolvedModel
-    from mlflow_triton.options import DeploymentOptions
     from mlflow_triton.repository.claim import Claim, Notice
+    from mlflow_triton.repository.layout import Layout
     from mlflow_triton.repository.local import LocalRepository, Workspace
     from mlflow_triton.serving.control import Control, IndexEntry
 
-__all__ = ["DEPLOYMENT_ID", "Deployer", "Deployment"]
+__all__ = ["DEPLOYMENT_ID", "Deployer", "Deployment", "Restored"]
 
 log = logging.getLogger(__name__)
 
 FLAVORS = (onnx.FLAVOR, triton.FLAVOR)
-CHUNK = 1 << 20
+#: Triton itself loads four models at once, by default.
+PARALLEL_LOADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,31 @@ class Deployment:
     state: str
     reason: str
     operation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """How the loading of one deployment went.
+
+    Attributes:
+        name: The deployment.
+        text: What was done, or why it failed.
+        failed: Whether it does not serve.
+    """
+
+    name: str
+    text: str
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the caller of a create or an update asked for."""
+
+    name: str
+    model_uri: str
+    flavor: str | None
+    options: DeploymentOptions
 
 
 class Deployer:
@@ -107,12 +135,15 @@ class Deployer:
                         f"The server has a model {name!r} that is not in {self._repository.path}, but in another of "
                         "its model repositories. It is untouched. Take another name."
                     )
-                record, load_with = self._stage(workspace, name, model_uri, flavor, options)
+                record, layout = self._stage(workspace, _Wanted(name, model_uri, flavor, options), set())
+                load_with = override(layout.config, record.deployment_id)
                 with self._change(claim, workspace, record, was_ready=False):
                     try:
                         workspace.publish(name)
                     except FileExistsError:
                         raise self._taken(name) from None
+                    # The server tells which versions it knows of a model that is in the repository.
+                    self._refuse_cached(layout, name, self._known_versions(name), record.flavor)
                     self._load(record, load_with, options, otherwise=f"Nothing of {name!r} is left behind.")
                     deployment = _describe(record, self._control.index(), None)
         log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
@@ -133,7 +164,9 @@ class Deployer:
             with self._proven(claim) as workspace:
                 old, uri = self._updatable(name, model_uri)
                 was_ready = self._control.is_ready(name)
-                record, load_with = self._stage(workspace, name, uri, flavor, options)
+                known = self._known_versions(name)
+                record, layout = self._stage(workspace, _Wanted(name, uri, flavor, options), known)
+                load_with = override(layout.config, record.deployment_id)
                 with self._change(claim, workspace, record, was_ready=was_ready):
                     workspace.swap(name)
                     unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
@@ -205,6 +238,39 @@ class Deployer:
                     "%r is not deployed; there is an operation on it: %s.", name, _operation(notices[name])
                 )
         return [_describe(record, index, notices.get(record.name)) for record in records]
+
+    def restore(self, names: Sequence[str], options: DeploymentOptions) -> list[Restored]:
+        """Load deployments again, in parallel, as after a restart of the server.
+
+        Args:
+            names: Of the deployments; none: all that the repository has.
+            options: `lock_timeout` and `load_timeout` are used, for each of them.
+
+        Returns:
+            How it went, for each one, in order.
+        """
+        self._repository.check()
+        self._control.server()  # one error, if it is out of reach
+        wanted = list(dict.fromkeys(names)) or [record.name for record in self._repository.records()]
+        with ThreadPoolExecutor(max_workers=PARALLEL_LOADS) as pool:
+            return list(pool.map(lambda name: self._restore(name, options), wanted))
+
+    def _restore(self, name: str, options: DeploymentOptions) -> Restored:
+        started = time.monotonic()
+        try:
+            with self._operation(name, "restore", options) as claim, self._proven(claim):
+                record = self._managed(name)
+                if self.serving_id(name) == record.deployment_id and self._control.is_ready(name):
+                    return Restored(name, "serves already", failed=False)
+                self._recovery.serve(name, timeout=options.load_timeout)
+                self._prove(record, f"The files of {name!r} are untouched.")
+        except TritonPluginError as error:
+            return Restored(name, error.message, failed=True)
+        return Restored(name, f"loaded in {time.monotonic() - started:.1f} s", failed=False)
+
+    def changed_files(self, record: Record) -> list[str]:
+        """List what in a deployment's directory is not as it was published: changed, missing, or a new version."""
+        return self._repository.changed_files(record)
 
     def serving_id(self, name: str) -> str | None:
         """Return the deployment id with which the server runs a model; ``None``: none of ours."""
@@ -288,7 +354,7 @@ class Deployer:
             later = any(map(unfinished, problems))
             if not later:
                 claim.undone()
-            elif not any(isinstance(problem, OSError) for problem in problems):
+            elif not self._recovery.is_on_disk(claim.name, change):
                 workspace.discard()  # what is left to do is the server's
             if problems:
                 problem = " ".join(dict.fromkeys(map(told, problems)))
@@ -302,12 +368,14 @@ class Deployer:
                     ) from error
             raise
 
-    def _stage(
-        self, workspace: Workspace, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions
-    ) -> tuple[Record, str]:
-        """Build the new model directory in the workspace; return its record and its load override."""
+    def _stage(self, workspace: Workspace, wanted: _Wanted, known: set[int]) -> tuple[Record, Layout]:
+        """Build the new model directory in the workspace; return its record and its layout.
+
+        `known`: versions that the server has loaded under this name; see `_refuse_cached`.
+        """
+        name, model_uri, options = wanted.name, wanted.model_uri, wanted.options
         model = resolve(model_uri, workspace.download)
-        chosen = _flavor(model, flavor)
+        chosen = _flavor(model, wanted.flavor)
         if chosen == onnx.FLAVOR:
             run_files = workspace.download / ".run"
             run_files.mkdir()
@@ -326,7 +394,19 @@ class Deployer:
             directories=contents.directories,
             unusual=contents.unusual,
         )
+        cached = layout.config.response_cache.enable
+        if (
+            cached
+            and chosen == onnx.FLAVOR
+            and options.version is None
+            and known.intersection(layout.versions)
+        ):
+            layout = layout.renumbered(1, max(known) + 1)
+            log.info(
+                "%r becomes version %d: Triton may have cached answers of the others.", name, max(known) + 1
+            )
         layout.check(name)
+        self._refuse_cached(layout, name, known, chosen)
         # mkdir gave the workspace what the umask allows; a downloaded file may be private to this user.
         mode = workspace.model.stat().st_mode & 0o666
         for directory in layout.directories:
@@ -337,7 +417,7 @@ class Deployer:
         }
         if layout.config_text is not None:
             (workspace.model / CONFIG_FILE).write_bytes(layout.config_text)
-            digests[CONFIG_FILE] = _digest(workspace.model / CONFIG_FILE)
+            digests[CONFIG_FILE] = digest(workspace.model / CONFIG_FILE)
         deployment_id = uuid.uuid4().hex
         record = Record(
             name=name,
@@ -356,7 +436,7 @@ class Deployer:
         )
         (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
         _freshen(workspace.model)
-        return record, override(layout.config, deployment_id)
+        return record, layout
 
     def _load(self, record: Record, load_with: str, options: DeploymentOptions, *, otherwise: str) -> None:
         """Load what was published and prove that it is what serves; `otherwise` tells what a failure leaves."""
@@ -365,6 +445,11 @@ class Deployer:
             self._control.load(record.name, config_json=load_with, timeout=options.load_timeout)
         except (LoadFailed, ServerUnavailable) as error:
             raise type(error)(f"{error.message} {otherwise}") from None
+        self._prove(record, otherwise)
+        log.info("Triton loaded %r in %.2f s.", record.name, time.monotonic() - started)
+
+    def _prove(self, record: Record, otherwise: str) -> None:
+        """Refuse what the server runs after a load, if it is not this deployment."""
         serving = self.serving_id(record.name)
         if serving != record.deployment_id:
             raise RepositoryMismatch(
@@ -374,9 +459,35 @@ class Deployer:
             )
         if not self._control.is_ready(record.name):
             raise LoadFailed(
-                f"Triton loaded {record.name!r} but does not call it ready. Look at the server's log."
+                f"Triton loaded {record.name!r} but does not call it ready. Look at the server's log. {otherwise}"
             )
-        log.info("Triton loaded %r in %.2f s.", record.name, time.monotonic() - started)
+
+    def _known_versions(self, name: str) -> set[int]:
+        """Return the versions of a model in the repository that the server has loaded since its start."""
+        return {
+            int(entry.version)
+            for entry in self._control.index()
+            if entry.name == name and entry.version is not None and entry.version.isdigit()
+        }
+
+    def _refuse_cached(self, layout: Layout, name: str, known: set[int], flavor: str) -> None:
+        """Refuse versions under which Triton's response cache may have answers of another model.
+
+        Its key is the model's name, the version and the inputs; its entries outlive a reload and an unload.
+        """
+        if not layout.config.response_cache.enable:
+            return
+        used = sorted(known.intersection(model_config.served(layout.config, layout.versions)))
+        if not used:
+            return
+        number = max(known.union(layout.versions)) + 1
+        way = f"use -C version={number}" if flavor == onnx.FLAVOR else f"publish it with the version {number}"
+        raise InvalidModel(
+            f"{layout.origin} has response_cache enabled, and Triton may hold answers that an earlier model gave as "
+            f"version {', '.join(map(str, used))} of {name!r}; it would give them for the new one. Nothing was "
+            f"changed. For an unused version number, {way}; or disable response_cache in config.pbtxt; or restart "
+            "Triton, which empties its cache."
+        )
 
 
 def _flavor(model: ResolvedModel, wanted: str | None) -> str:
@@ -407,23 +518,19 @@ def _place(source: Path, target: Path, mode: int) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
     target.chmod(mode | (target.stat().st_mode & 0o100))
-    return _digest(target)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"
+    return digest(target)
 
 
 def _freshen(directory: Path) -> None:
-    """Give everything the present time: Triton takes what is older than its last load for unchanged."""
+    """Give everything the present time: Triton takes what is older than its last load for unchanged.
+
+    It is the same time for all, so that a file with another one is seen to have been changed.
+    """
+    now = time.time_ns()
     for parent, _, names in os.walk(directory, topdown=False):
         for name in names:
-            os.utime(Path(parent, name))
-        os.utime(parent)
+            os.utime(Path(parent, name), ns=(now, now))
+        os.utime(parent, ns=(now, now))
 
 
 def _operation(notice: Notice) -> str:
@@ -453,7 +560,7 @@ def _describe(record: Record, index: list[IndexEntry], notice: Notice | None) ->
     if entries:
         reason = (
             entries[0].reason
-            or "the server has loaded nothing of it, as after a restart; update it to load it"
+            or "the server has loaded nothing of it, as after a restart; mlflow-triton restore does"
         )
         return Deployment(record, None, entries[0].state or "NOT_LOADED", reason, operation)
     return Deployment(record, None, "NOT_FOUND", "the server does not see this model repository", operation)

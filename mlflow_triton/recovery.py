@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from mlflow_triton.errors import (
     DeploymentBusy,
+    LoadFailed,
     RepositoryError,
     RepositoryMismatch,
     ServerRefused,
+    ServerTimeout,
     ServerUnavailable,
     TritonPluginError,
 )
@@ -102,16 +104,16 @@ class Recovery:
         left = self._repository.interrupted_workspace(change.token)
         again = repeated and change.operation == "create"
         problems = []
-        if again or not self._reached(name, change):
+        if again or not self._finish(name, change):
             problems = self.undo(name, change, left or spare, timeout=None)
-            for problem in problems:
-                if unfinished(problem):
-                    if left is not None and not isinstance(problem, OSError):
-                        left.discard()  # what is left to do is the server's
-                    what = f"The interrupted {change.by} of {name!r} could not be undone yet"
-                    kind = type(problem) if isinstance(problem, TritonPluginError) else RepositoryError
-                    raise kind(f"{what}: {told(problem)}")
-        finished = not self._repository.exists(name) if change.new is None else self._has(name, change.new)
+            if left is not None and not self.is_on_disk(name, change):
+                left.discard()
+            for problem in filter(unfinished, problems):
+                kind = type(problem) if isinstance(problem, TritonPluginError) else RepositoryError
+                raise kind(
+                    f"The interrupted {change.by} of {name!r} could not be undone yet: {told(problem)}"
+                )
+        finished = self.is_on_disk(name, change)
         claim.settled()
         if left is not None:
             left.discard()
@@ -147,23 +149,28 @@ class Recovery:
         def put_back() -> None:
             workspace.put_back(change, name, new_is_there=self._has(name, change.new))
 
-        steps: tuple[Callable[[], None], ...]
+        steps: list[Callable[[], None]] = [put_back]
         if change.operation == "create":
             # While its directory is there, the server tells when it has really let go of a model.
-            steps = (
-                lambda: self._control.unload(name, timeout=timeout),
-                put_back,
-                lambda: self._make_ready_again(name, versions, change),
-            )
+            steps.insert(0, lambda: self._control.unload(name, timeout=timeout))
+            steps.append(lambda: self._make_ready_again(name, versions, change))
         else:
-            steps = (put_back, lambda: self._serve_again(name, change, sure=sure, timeout=timeout))
+            if not sure and self._has(name, change.new):
+                steps.insert(0, lambda: self._wait_for_loads(name, timeout))
+            steps.append(lambda: self._serve_again(name, change, sure=sure, timeout=timeout))
         problems: list[Exception] = []
         for step in steps:
             problem = _attempt(step)
             problems += [problem] if problem else []
-            if isinstance(problem, OSError):  # what the disk has is not what the server should have
+            # A load that is under way must keep its files: Triton waits for ever for the process of a Python
+            # model whose file has gone. And where the disk is not as before, the server should not be either.
+            if isinstance(problem, OSError) or (step is not put_back and isinstance(problem, ServerTimeout)):
                 break
         return problems
+
+    def is_on_disk(self, name: str, change: Change) -> bool:
+        """Say whether the repository has what a change is for."""
+        return not self._repository.exists(name) if change.new is None else self._has(name, change.new)
 
     def repair(self) -> Iterator[tuple[str, bool, str]]:
         """Settle every interrupted change, with the server if it answers, and remove all leftovers.
@@ -199,21 +206,35 @@ class Recovery:
             return False
         return True
 
-    def _reached(self, name: str, change: Change) -> bool:
-        """Say whether an interrupted change had done all that it was for."""
+    def _finish(self, name: str, change: Change) -> bool:
+        """Finish an interrupted change if disk and server allow it; the load may have been under way all the time.
+
+        Raises:
+            ServerTimeout: The load is still under way, or hangs; the files stay as they are.
+        """
         try:
             if change.new is None:
                 if self._repository.exists(name):
                     return False
                 self._control.unload(name)
                 return True
-            return (
-                self._has(name, change.new)
-                and self.serving_id(name) == change.new
-                and self._control.is_ready(name)
-            )
-        except ServerUnavailable:
+            if not self._has(name, change.new):
+                return False
+            self.serve(name)
+            return self.serving_id(name) == change.new and self._control.is_ready(name)
+        except ServerTimeout as error:
+            raise ServerTimeout(
+                f"The interrupted {change.by} of {name!r} could be neither finished nor undone yet: {error.message}"
+            ) from None
+        except (ServerUnavailable, LoadFailed):
             return False
+
+    def _wait_for_loads(self, name: str, timeout: float | None) -> None:
+        """Wait until a load that may be under way has ended: Triton takes the loads of one model in turn."""
+        try:
+            self.serve(name, timeout=timeout)
+        except LoadFailed as error:
+            log.debug("The load of %r that is being undone has failed: %s", name, error.message)
 
     def _has(self, name: str, identity: str | None) -> bool:
         """Say whether the repository has the deployment of this id under a name."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from mlflow_triton.errors import DeploymentBusy, RepositoryError
 from mlflow_triton.repository.claim import PREFIX, Change, Claim, Notice, claim, notices, sync_directory
 from mlflow_triton.repository.layout import CONFIG_FILE
-from mlflow_triton.repository.record import RECORD_NAME, Record
+from mlflow_triton.repository.record import RECORD_NAME, Record, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,6 +156,28 @@ class LocalRepository:
                 os.close(descriptor)
         for directory in {parent for file in files for parent in file.parents if parent.is_relative_to(root)}:
             sync_directory(directory)
+
+    def changed_files(self, record: Record) -> list[str]:
+        """List what in a deployment's directory is not as published: changed, missing, or a new version.
+
+        Everything was published with one modification time; only files with another one are read.
+        """
+        root = self.path / record.name
+        try:
+            published = (root / RECORD_NAME).stat().st_mtime_ns
+            present = {entry.name for entry in root.iterdir()}
+        except FileNotFoundError:
+            return sorted(record.files)
+        changed = []
+        for name, recorded in record.files.items():
+            path = root / name
+            try:
+                if path.stat().st_mtime_ns != published and digest(path) != recorded:
+                    changed.append(name)
+            except FileNotFoundError:
+                changed.append(name)
+        versions = {name for name in present if name.isascii() and name.isdigit()}
+        return sorted(changed) + sorted(versions - set(map(str, record.versions)) if record.files else ())
 
     def interrupted_workspace(self, token: str) -> Workspace | None:
         """Find what an operation that died has left; ``None``: it is gone, or out of this machine's sight."""
