@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -402,3 +403,97 @@ def test_every_step(bench: Bench, kind: str) -> None:
         bench.attempt(operation, kind, steps[::stride])
     print(f"\n{bench.table()}\n{time.monotonic() - started:.0f} s")  # noqa: T201 - the table is the point
     assert bench.failures == [], "\n".join(bench.failures)
+
+
+#: What two processes do to one name in the same moment, and the seconds that each waits for the other.
+RACES = (
+    ("update", "update", 30),
+    ("update", "delete", 30),
+    ("create", "create", 30),
+    ("update", "update", 0.01),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bench", [1], indirect=True)
+def test_races(bench: Bench) -> None:
+    """Of two processes at one name, each is told how it ended; disk, record and server agree on one of the models."""
+    (world,) = bench.worlds
+    told: Counter[str] = Counter()
+    for turn in range(200 if os.environ.get("ALL_STEPS") else 40):
+        *verbs, patience = RACES[turn % len(RACES)]
+        if "create" not in verbs and world.on_disk() is None:
+            world.run("create", None, "old")
+        before = world.on_disk()
+        outcomes: dict[str, str] = {}
+
+        def work(verb: str, model: str, patience: float, outcomes: dict[str, str]) -> None:
+            arguments = ("m",) if verb == "delete" else ("m", world.models[model], None)
+            config = {"lock_timeout": patience}
+            outcomes[model], _ = world.client(None, f"{verb}_deployment", *arguments, config)
+
+        threads = [
+            threading.Thread(target=work, args=(verb, model, patience, outcomes))
+            for verb, model in zip(verbs, ("new", "next"), strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for outcome in outcomes.values():
+            told["done" if succeeded(outcome) else outcome.partition(":")[0]] += 1
+        assert set(told) <= {"done", "DeploymentBusy", "DeploymentExists", "DeploymentNotFound"}, outcomes
+        disk = world.on_disk()
+        written = {
+            VALUES[model]
+            for verb, model in zip(verbs, ("new", "next"), strict=True)
+            if succeeded(outcomes[model]) and verb != "delete"
+        }
+        kept = {before} if not any(map(succeeded, outcomes.values())) else set()
+        gone = {None} if "delete" in verbs else set()
+        assert disk in written | kept | gone | ({before} if "exists already" in str(outcomes) else set()), (
+            outcomes
+        )
+        assert world.answers() == disk, outcomes
+        assert world.leftovers() == [], outcomes
+    print(f"\n{turn + 1} races: {dict(told)}")  # noqa: T201 - the figures are the point
+    assert told["DeploymentBusy"] >= 1
+
+
+SLEEPER = """\
+import time
+class TritonPythonModel:
+    def initialize(self, args):
+        time.sleep(1)
+    def execute(self, requests):
+        return []
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bench", [1], indirect=True)
+def test_different_names_in_parallel(bench: Bench, tmp_path: Path) -> None:
+    """Eight deployments at once take less than half of the time that they take in turn."""
+    (world,) = bench.worlds
+    (tmp_path / "source" / "1").mkdir(parents=True)
+    (tmp_path / "source" / "1" / "model.py").write_text(SLEEPER)
+    (tmp_path / "source" / "config.pbtxt").write_text(CONFIG)
+    flavor.save_model(tmp_path / "source", tmp_path / "saved")
+
+    def create(number: int) -> None:
+        outcome, _ = world.client(None, "create_deployment", f"m{number}", str(tmp_path / "saved"))
+        assert succeeded(outcome), outcome
+
+    started = time.monotonic()
+    for number in range(8):
+        create(number)
+    in_turn = time.monotonic() - started
+    for number in range(8):
+        world.client(None, "delete_deployment", f"m{number}")
+    started = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(create, range(8)))
+    at_once = time.monotonic() - started
+    print(f"\nin turn {in_turn:.1f} s, at once {at_once:.1f} s: {in_turn / at_once:.1f} times as fast")  # noqa: T201
+    assert in_turn > 2 * at_once
