@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -516,8 +517,17 @@ def _flavor(model: ResolvedModel, wanted: str | None) -> str:
 def _place(source: Path, target: Path, mode: int) -> str:
     """Move a file and give it the permissions that the server may need; return its digest."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
-    target.chmod(mode | (target.stat().st_mode & 0o100))
+    found = source.stat()
+    wanted = mode | (found.st_mode & 0o100)
+    if found.st_nlink == 1:
+        source.rename(target)
+        target.chmod(wanted)
+    elif wanted & ~found.st_mode:  # the artifact store's own file, which stays as it is
+        log.info("Copying %s and not linking it: the server might not be allowed to read it.", source.name)
+        shutil.copyfile(source, target)
+        target.chmod(wanted)
+    else:
+        source.rename(target)
     return digest(target)
 
 
@@ -528,8 +538,10 @@ def _freshen(directory: Path) -> None:
     """
     now = time.time_ns()
     for parent, _, names in os.walk(directory, topdown=False):
-        for name in names:
-            os.utime(Path(parent, name), ns=(now, now))
+        for path in (Path(parent, name) for name in names):
+            # A linked file is the artifact store's as well; Triton sees the time of the link (ctime).
+            if path.stat().st_nlink == 1:
+                os.utime(path, ns=(now, now))
         os.utime(parent, ns=(now, now))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import mlflow
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlflow.deployments import get_deploy_client
@@ -18,6 +20,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow_triton import cli, flavor
 from mlflow_triton.embedded import EmbeddedTriton
 from mlflow_triton.errors import DeploymentBusy, DeploymentNotFound, InvalidModel, ServerTimeout
+from mlflow_triton.models.download import FICLONE
 from mlflow_triton.repository.claim import PREFIX
 from mlflow_triton_conformance import models
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
+
+MLFLOW_3 = int(mlflow.__version__.partition(".")[0]) >= 3
+NAMED = {"name" if MLFLOW_3 else "artifact_path": "model"}
 
 #: Another process that does one thing to the deployment m, and is killed when the server loads it.
 CLIENT = """\
@@ -116,6 +122,7 @@ class Place:
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A server of the test's own; arguments for it come with an indirect parameter."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of such a store
     it = Place(tmp_path, getattr(request, "param", ()))
     yield it
     it.server.stop()
@@ -305,3 +312,63 @@ def test_why_the_cache_is_looked_at(place: Place) -> None:
     with InferenceServerClient(place.server.grpc_url) as grpc:
         grpc.load_model("m")
     assert (place.answer(5.0), place.answer()) == (12.0, 2.0)
+
+
+def clones(directory: Path) -> bool:
+    """Say whether the filesystem of a directory can clone files."""
+    source, target = directory / "clone-source", directory / "clone-target"
+    source.write_text("x")
+    with source.open() as reading, target.open("w") as writing:
+        try:
+            fcntl.ioctl(writing, FICLONE, reading.fileno())
+        except OSError:
+            return False
+    return True
+
+
+def test_large_files_are_linked_and_rolled_back(place: Place) -> None:
+    """A logged model's large file is not copied; updates to and fro serve what they should; the store stays as it was."""
+    uris, stored = [], []
+    for value in (1.0, 2.0):
+        weights = np.full(1 << 19, value, np.float32)
+        with mlflow.start_run():
+            info = mlflow.onnx.log_model(
+                models.with_weights(weights),
+                registered_model_name="large",
+                pip_requirements=["onnx"],
+                **NAMED,
+            )
+        uris.append(f"models:/large/{info.registered_model_version}")
+        found = [
+            path for path in place.directory.rglob("*") if path.is_file() and path.stat().st_size > 1 << 20
+        ]
+        stored += [path for path in found if path not in stored]
+    assert len(stored) == 2
+    before = [(path.stat().st_mtime_ns, path.stat().st_mode) for path in stored]
+    row = np.zeros((1, 1 << 19), np.float32)
+
+    def answer() -> float:
+        return float(place.client.predict("m", {"x": row})["outputs"]["y"][0, -1])
+
+    place.client.create_deployment("m", uris[0])
+    assert answer() == 1.0
+    for turn in (1, 0, 1, 0):
+        place.client.update_deployment("m", uris[turn])
+        assert answer() == turn + 1.0
+        (served,) = [
+            path for path in (place.repository / "m" / "1").iterdir() if path.stat().st_size > 1 << 20
+        ]
+        if MLFLOW_3:
+            assert (
+                served.samefile(stored[turn]) or served.stat().st_nlink == 1
+            )  # a clone, where it can be made
+        entry = place.client.get_deployment("m")
+        assert (entry["in_sync"], entry["changed_files"]) == (True, [])
+    assert [(path.stat().st_mtime_ns, path.stat().st_mode) for path in stored] == before
+    with stored[0].open("r+b") as written:  # what MLflow never does
+        written.seek(1 << 19)
+        written.write(b"x")
+    if MLFLOW_3 and stored[0].stat().st_nlink > 1:
+        assert place.client.get_deployment("m")["in_sync"] is False
+    place.client.delete_deployment("m")
+    assert all(path.exists() for path in stored)

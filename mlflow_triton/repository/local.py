@@ -172,7 +172,11 @@ class LocalRepository:
         for name, recorded in record.files.items():
             path = root / name
             try:
-                if path.stat().st_mtime_ns != published and digest(path) != recorded:
+                status = path.stat()
+                older = (
+                    status.st_nlink > 1 and status.st_mtime_ns < published
+                )  # linked, and not written to since
+                if status.st_mtime_ns != published and not older and digest(path) != recorded:
                     changed.append(name)
             except FileNotFoundError:
                 changed.append(name)
