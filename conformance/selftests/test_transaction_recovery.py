@@ -335,6 +335,7 @@ def test_large_files_are_linked_and_rolled_back(place: Place) -> None:
             info = mlflow.onnx.log_model(
                 models.with_weights(weights),
                 registered_model_name="large",
+                save_as_external_data=False,  # such a file is readable by its owner only, and copied therefore
                 pip_requirements=["onnx"],
                 **NAMED,
             )
@@ -359,9 +360,7 @@ def test_large_files_are_linked_and_rolled_back(place: Place) -> None:
             path for path in (place.repository / "m" / "1").iterdir() if path.stat().st_size > 1 << 20
         ]
         if MLFLOW_3:
-            assert (
-                served.samefile(stored[turn]) or served.stat().st_nlink == 1
-            )  # a clone, where it can be made
+            assert served.samefile(stored[turn]) or clones(place.directory)
         entry = place.client.get_deployment("m")
         assert (entry["in_sync"], entry["changed_files"]) == (True, [])
     assert [(path.stat().st_mtime_ns, path.stat().st_mode) for path in stored] == before
