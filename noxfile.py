@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +18,8 @@ nox.options.error_on_external_run = True
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
+PYTEST = ("pytest", "--timeout=300")
+BUILD_IMAGES = ("python", "fixtures/images/build.py")
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -35,7 +39,42 @@ def quickstart(session: nox.Session) -> None:
 def conformance(session: nox.Session) -> None:
     """Run every test; arguments go to pytest."""
     session.install("-e", ".[conformance]", *group("test"))
-    session.run("pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
+
+
+@nox.session
+def images(session: nox.Session) -> None:
+    """Build the container images, or those named: ``-- triton mlflow``; ``-- --help`` lists them."""
+    session.install("-e", ".")
+    session.run(*BUILD_IMAGES, *session.posargs)
+
+
+@nox.session
+def containers(session: nox.Session) -> None:
+    """Run the tests that need a container engine, and the suite's quick part, on the images of this project.
+
+    Nothing is skipped for want of an engine. Where PYTEST_TRITON_IMAGE or PYTEST_MLFLOW_IMAGE is set, that image is used.
+    """
+    session.install("-e", ".[conformance]", *group("test"))
+    built = session.run(*BUILD_IMAGES, silent=True, stderr=sys.stderr)
+    references = {reference.partition(":")[0]: reference for reference in str(built).split()}
+    environment = {
+        "REQUIRE_ENGINE": "1",
+        "PYTEST_TRITON_IMAGE": references["mlflow-triton/tritonserver"],
+        "PYTEST_MLFLOW_IMAGE": references["mlflow-triton/mlflow"],
+    }
+    environment |= {name: os.environ[name] for name in environment if os.environ.get(name)}
+    session.run(*PYTEST, "-m", "engine", "fixtures/selftests", *session.posargs, env=environment)
+    session.run(
+        *PYTEST,
+        "conformance/mlflow_triton_conformance",
+        "-m",
+        "not slow",
+        "--triton-launcher=container",
+        "--mlflow-launcher=container",
+        *session.posargs,
+        env=environment,
+    )
 
 
 @nox.session
@@ -51,7 +90,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build the wheel, check it, and run the suite's quick part from it in an empty directory."""
+    """Build the wheel, check it, and run from it, in an empty directory, the suite's quick part and the example of a suite."""
     session.install(*group("package"))
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
@@ -60,9 +99,15 @@ def package(session: nox.Session) -> None:
     wheel = next(dist.glob("*.whl"))
     session.install("--force-reinstall", "--no-deps", str(wheel))
     session.install(f"{wheel}[conformance]")
+    # Not on whatever containers this machine has.
+    session.env.update(PYTEST_TRITON_LAUNCHER="embedded", PYTEST_MLFLOW_LAUNCHER="embedded")
     # Not below this directory, where pytest would find the project's own settings.
     with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
         session.run("pytest", "--pyargs", "mlflow_triton_conformance", "-m", "not slow", *session.posargs)
+        shutil.copytree(
+            ROOT / "examples" / "own_suite", "own_suite", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        session.run("pytest", "own_suite")
 
 
 @nox.session
@@ -81,4 +126,4 @@ def minimums(session: nox.Session) -> None:
         # MLflow 2.22 breaks with SQLAlchemy 2.1, which its metadata does not say.
         "sqlalchemy>=2.0,<2.1",
     )
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    session.run(*PYTEST, "-m", "not slow and not engine", *session.posargs)

@@ -34,7 +34,9 @@ def main() -> None:
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=0, show_default="a free one")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, show_default="a free one")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to bind.")
-@click.option("--gpu", is_flag=True, help="Let Triton use the GPUs of this machine.")
+@click.option(
+    "--gpu", is_flag=True, help="Let Triton use the GPUs of this machine.  [2 GB more to download, once]"
+)
 @click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),

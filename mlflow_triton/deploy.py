@@ -408,8 +408,8 @@ class Deployer:
             )
         layout.check(name)
         self._refuse_cached(layout, name, known, chosen)
-        # mkdir gave the workspace what the umask allows; a downloaded file may be private to this user.
-        mode = workspace.model.stat().st_mode & 0o666
+        # The server may run as another user, and neither this user's umask nor a downloaded file's permissions know of it.
+        mode = self._repository.path.stat().st_mode
         for directory in layout.directories:
             (workspace.model / directory).mkdir(parents=True, exist_ok=True)
         digests = {
@@ -436,7 +436,7 @@ class Deployer:
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
-        _freshen(workspace.model)
+        _finish(workspace.model, mode)
         return record, layout
 
     def _load(self, record: Record, load_with: str, options: DeploymentOptions, *, otherwise: str) -> None:
@@ -515,10 +515,10 @@ def _flavor(model: ResolvedModel, wanted: str | None) -> str:
 
 
 def _place(source: Path, target: Path, mode: int) -> str:
-    """Move a file and give it the permissions that the server may need; return its digest."""
+    """Move a file and give it the repository's permissions; return its digest."""
     target.parent.mkdir(parents=True, exist_ok=True)
     found = source.stat()
-    wanted = mode | (found.st_mode & 0o100)
+    wanted = _permissions(mode, found.st_mode)
     if found.st_nlink == 1:
         source.rename(target)
         target.chmod(wanted)
@@ -531,17 +531,30 @@ def _place(source: Path, target: Path, mode: int) -> str:
     return digest(target)
 
 
-def _freshen(directory: Path) -> None:
-    """Give everything the present time: Triton takes what is older than its last load for unchanged.
+def _permissions(mode: int, own: int) -> int:
+    """Return a file's permissions in a repository of this mode; one that can be run stays so."""
+    return mode & 0o666 | 0o600 | own & 0o100
 
-    It is the same time for all, so that a file with another one is seen to have been changed.
+
+def _finish(directory: Path, mode: int) -> None:
+    """Make what was built readable for whom the repository is, and new.
+
+    Triton takes what is older than its last load for unchanged. It is the same time for all, so that a file with
+    another one is seen to have been changed.
+
+    Args:
+        directory: The model's directory.
+        mode: The repository's permissions.
     """
     now = time.time_ns()
     for parent, _, names in os.walk(directory, topdown=False):
         for path in (Path(parent, name) for name in names):
+            found = path.stat()
             # A linked file is the artifact store's as well; Triton sees the time of the link (ctime).
-            if path.stat().st_nlink == 1:
+            if found.st_nlink == 1:
+                path.chmod(_permissions(mode, found.st_mode))
                 os.utime(path, ns=(now, now))
+        Path(parent).chmod(mode & 0o777 | 0o700)
         os.utime(parent, ns=(now, now))
 
 

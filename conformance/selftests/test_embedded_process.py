@@ -344,10 +344,12 @@ def test_a_chosen_port_that_is_taken_is_refused(make: Callable[..., EmbeddedTrit
 
 def test_another_process_does_not_pass_for_the_server() -> None:
     """Only ports on which the process itself listens count as its own."""
-    with socket.create_server(("127.0.0.1", 0)) as own:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with other, socket.create_server(("127.0.0.1", 0)) as own:
         port = own.getsockname()[1]
         assert port in _listening_ports(os.getpid())
-        assert port not in _listening_ports(os.getppid())
+        assert port not in _listening_ports(other.pid)
+        other.kill()
 
 
 def test_a_missing_library_is_found_before_the_start(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_triton.embedded import interpreter, provision, runtime
+from mlflow_triton.embedded import interpreter, provision, runtime, wheels
 from mlflow_triton.embedded.interpreter import PYTHON_VARIABLE, find_interpreter
 from mlflow_triton.embedded.runtime import CACHE_VARIABLE
 from mlflow_triton.errors import EmbeddedServerError
@@ -70,6 +71,37 @@ def test_a_provisioned_runtime_is_found_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(runtime, "_locked", None)  # any attempt to write would begin with it
     assert provision() == first
     first.verify()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "sizes"), [(False, "100 MB to download, 500 MB"), (True, "2 GB to download, 6 GB")]
+)
+def test_the_size_is_said_before_the_download(
+    gpu: bool,
+    sizes: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever waits for the download, or pays for it, learns its size before it begins."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(runtime, "_pip", lambda _: ["false"])
+    with pytest.raises(EmbeddedServerError, match="pip could not download"):
+        provision(gpu=gpu, progress=True)
+    assert f"(once; about {sizes} of disk)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12"])
+def test_the_variants(version: str) -> None:
+    """Every Python has both variants, each wheel of them pinned by hash, and only one brings CUDA."""
+    plain, gpu = (wheels.variant_for(version, gpu=gpu) for gpu in (False, True))
+    for wheel in (wheels.SERVER, *plain.packages, *gpu.packages):
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+ --hash=sha256:[0-9a-f]{64}", wheel.requirement)
+    names = [wheel.distribution for wheel in gpu.packages]
+    assert names[:2] == ["numpy", "onnxruntime-gpu"]
+    assert all(name.startswith("nvidia-") for name in names[2:])
+    assert [wheel.distribution for wheel in plain.packages] == ["numpy", "onnxruntime"]
+    assert plain.name != gpu.name
 
 
 @pytest.mark.parametrize("name", ["with space", "é"])

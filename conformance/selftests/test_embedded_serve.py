@@ -14,9 +14,10 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from mlflow_triton import __version__
+from mlflow_triton import __version__, host_gpu
 from mlflow_triton.cli import main
 from mlflow_triton.embedded import provision
+from mlflow_triton.embedded.runtime import CACHE_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,6 +106,20 @@ def test_serve_refuses_a_missing_repository(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["serve", "--model-repository", str(tmp_path / "absent")])
     assert result.exit_code == 1
     assert f"mkdir -p {tmp_path / 'absent'}" in result.output
+
+
+def test_serve_does_without_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--gpu on a machine without one is refused with the reason, before the big download begins."""
+    monkeypatch.setattr(host_gpu, "_DRIVER", tmp_path / "absent")
+    monkeypatch.setattr(host_gpu, "_DEVICES", tmp_path)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    result = CliRunner().invoke(main, ["serve", "--gpu", "--model-repository", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.output == (
+        "Error: The embedded Triton server was to use a GPU: no NVIDIA driver is loaded on this machine. Nothing was "
+        "downloaded or started. Leave out --gpu (gpu=True), or go to a machine that has one.\n"
+    )
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_version_is_the_packages() -> None:

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import mlflow_triton
+import pytest_mlflow_triton
 from mlflow_triton.embedded.interpreter import PYTHON_VARIABLE
 from mlflow_triton.embedded.runtime import CACHE_VARIABLE
 from mlflow_triton.options import OPTIONS
 from mlflow_triton.settings import SETTINGS
-from pytest_mlflow_triton.options import OPTIONS as HARNESS_OPTIONS
+from pytest_mlflow_triton.settings import OPTIONS as HARNESS_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -109,7 +110,7 @@ class Reader:
             timeout=DEADLINE,
             check=False,
         )
-        fails = re.search(r"^(Error: |failed )", shown, re.MULTILINE) is not None
+        fails = re.search(r"^(Error: |failed |E  )", shown, re.MULTILINE) is not None
         said = f"$ {command}\n{result.stdout}{result.stderr}"
         assert result.returncode == (1 if fails else 0), said
         if shown:
@@ -213,10 +214,10 @@ def test_what_is_not_run_here_exists(document: Path) -> None:
 
 
 def test_every_block_is_accounted_for() -> None:
-    """No fenced block of the README escapes these tests by its language."""
+    """No fenced block of the README escapes the tests by its language; those in "shell" are test_images.py's."""
     blocks = fenced(README)
     assert len(blocks) == README.read_text().count("\n```") / 2
-    assert {language for language, _ in blocks} == {"bash", "console", "python", "text"}
+    assert {language for language, _ in blocks} == {"bash", "console", "python", "shell", "text"}
     for block in (block for language, block in blocks if language == "console"):
         assert block.startswith("$ ")
 
@@ -286,7 +287,7 @@ def test_harness_options_table() -> None:
     """The table of the pytest plugin's options is the plugin's own."""
     rows = [
         (
-            code(f"{option.flag} {option.metavar}"),
+            code(option.usage),
             code(option.environment),
             code(option.ini),
             code(option.default),
@@ -296,6 +297,34 @@ def test_harness_options_table() -> None:
     ]
     columns = ("Option", "Environment variable", "Ini key", "Default", "Meaning")
     assert table(columns, rows) in README.read_text()
+
+
+def test_fixtures_table() -> None:
+    """The table of fixtures has every public fixture of the plugin, with its scope."""
+    fixtures = {}
+    for path in Path(pytest_mlflow_triton.__file__).with_name("fixtures").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                for decorator in map(ast.unparse, node.decorator_list):
+                    if decorator.startswith("pytest.fixture"):
+                        fixtures[node.name] = "session" if "session" in decorator else "function"
+    rows = rows_below("| Fixture | Scope | What it is |")
+    named = {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == fixtures
+
+
+def test_launchers_table() -> None:
+    """The table of launchers has those that the options take."""
+    launchers = {row[0].strip("`") for row in rows_below("| Launcher | The server is |")}
+    for option in HARNESS_OPTIONS:
+        if option.flag.endswith("-launcher"):
+            assert launchers == set(option.choices)
+
+
+def rows_below(head: str) -> list[list[str]]:
+    """Return the cells of a table of the README."""
+    lines = README.read_text().split(f"\n{head}\n")[1].split("\n\n")[0].splitlines()[1:]
+    return [line.strip("| ").split(" | ") for line in lines]
 
 
 @cache

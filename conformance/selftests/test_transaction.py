@@ -183,11 +183,12 @@ def test_restarted_server(
 def test_permissions(
     start: Callable[..., tuple[EmbeddedTriton, Any]], onnx_model: Callable[[Any], str], tmp_path: Path
 ) -> None:
-    """A server that runs as another user can read what was published, whatever the model's own permissions."""
+    """Who may read the repository may read what is published, whatever the model's permissions and the umask."""
     _, client = start()
     path = onnx_model(models.constant(1.0))
     Path(path, "model.onnx").chmod(0o600)
-    before = os.umask(0o022)
+    (tmp_path / "repository").chmod(0o755)
+    before = os.umask(0o077)
     try:
         client.create_deployment("m", path)
     finally:

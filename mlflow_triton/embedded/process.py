@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mlflow_triton.embedded.runtime import provision, reads_safely
 from mlflow_triton.embedded.supervision import SupervisedServer
 from mlflow_triton.errors import EmbeddedServerError, InvalidParameter, RepositoryError
+from mlflow_triton.host_gpu import host_gpu
 
 if TYPE_CHECKING:
     import os
@@ -49,7 +50,7 @@ class EmbeddedTriton:
         http_port: 0 takes a free one, as for the other two ports.
         grpc_port: The port of the gRPC protocol.
         metrics_port: The port of the Prometheus metrics.
-        gpu: Let the server use the GPUs of this machine.
+        gpu: Let the server use the GPUs of this machine, with a runtime of its own (2 GB to download, once).
         arguments: More arguments for tritonserver; they come last, so they override those given here.
         startup_timeout: Seconds until the server must be ready, not counting provisioning.
         log_path: A file to append the server's log to; by default it is kept as long as this object.
@@ -112,7 +113,7 @@ class EmbeddedTriton:
             raise EmbeddedServerError(f"This embedded Triton server is running already, at {self.http_url}.")
         self._check()
         self._address = self._resolve_host()
-        runtime = self._runtime or provision()
+        runtime = self._runtime or self._provision()
         runtime.verify()
         deadline = time.monotonic() + self._startup_timeout
         for attempt in range(1, _PORT_ATTEMPTS + 1):
@@ -218,6 +219,14 @@ class EmbeddedTriton:
                     f"{argument} cannot be passed on to Triton: it would contradict the addresses given here. "
                     "No server was started. Set host, http port, grpc port and metrics port instead."
                 )
+
+    def _provision(self) -> Runtime:
+        if self._gpu and not (host := host_gpu(process=True)).present:
+            raise EmbeddedServerError(
+                f"The embedded Triton server was to use a GPU: {host.reason}. Nothing was downloaded or started. "
+                "Leave out --gpu (gpu=True), or go to a machine that has one."
+            )
+        return provision(gpu=self._gpu)
 
     def _resolve_host(self) -> str:
         """Return the IPv4 address of the host, the only kind that Triton's HTTP server binds."""

@@ -2,7 +2,9 @@
 
 NVIDIA publishes Triton for machines without Docker inside the wheel of PyTriton. That wheel, a matching NumPy
 and ONNX Runtime are downloaded once with pip (so that the user's mirrors, proxies and certificates apply),
-checked against the hashes below and unpacked. Nothing is installed into the user's environment.
+checked against the hashes below and unpacked. Nothing is installed into the user's environment. For GPUs there is
+a second variant, with ONNX Runtime's GPU build and the CUDA and cuDNN libraries that it needs, which only the
+driver has to complete.
 
 The layout of one runtime, as the libraries' relative search paths in the wheel require it::
 
@@ -11,7 +13,7 @@ The layout of one runtime, as the libraries' relative search paths in the wheel 
         pytriton/tritonserver/bin/tritonserver
         pytriton/tritonserver/backends/python/    Triton's Python backend, with the stub for this Python
         pytriton/tritonserver/caches/
-        python/                                   a virtual environment: NumPy 1 and ONNX Runtime
+        python/                                   a virtual environment: NumPy 1 and ONNX Runtime (and CUDA)
         backends-<digest>/                        what --backend-directory gets: python and our own backends
 """
 
@@ -38,6 +40,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from mlflow_triton.embedded.interpreter import Interpreter, find_interpreter
+from mlflow_triton.embedded.wheels import PLATFORMS, SERVER, Variant, Wheel, variant_for
 from mlflow_triton.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
@@ -51,47 +54,10 @@ SERVER_VERSION = "2.51.0"
 _logger = logging.getLogger(__name__)
 
 _BACKENDS = Path(__file__).parent / "backends"
+_TRY_OUT = "import numpy, onnxruntime; print(numpy.__version__, *onnxruntime.get_available_providers())"
 _STDERR = 2
 _LAYOUT = 1  # part of a runtime's digest: raise it when the way a runtime is laid out changes
 _OTHERWISE = "Use a Triton server in a container or on another machine instead, and name it with TRITON_URL."
-
-
-@dataclass(frozen=True, slots=True)
-class _Wheel:
-    distribution: str
-    version: str
-    sha256: str
-
-    @property
-    def requirement(self) -> str:
-        return f"{self.distribution}=={self.version} --hash=sha256:{self.sha256}"
-
-
-_SERVER = _Wheel(
-    "nvidia-pytriton", "0.7.0", "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
-)
-# ONNX Runtime imports nothing but NumPy at run time; its other dependencies serve its model tools.
-_PACKAGES = {
-    "3.10": (  # ONNX Runtime 1.23 is the last one for Python 3.10
-        _Wheel("numpy", "1.26.4", "ffa75af20b44f8dba823498024771d5ac50620e6915abac414251bd971b4529f"),
-        _Wheel("onnxruntime", "1.23.2", "4ca88747e708e5c67337b0f65eed4b7d0dd70d22ac332038c9fc4635760018f7"),
-    ),
-    "3.11": (
-        _Wheel("numpy", "1.26.4", "666dbfb6ec68962c033a450943ded891bed2d54e6755e35e5835d63f4f6931d5"),
-        _Wheel("onnxruntime", "1.32.0", "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d"),
-    ),
-    "3.12": (
-        _Wheel("numpy", "1.26.4", "675d61ffbfa78604709862923189bad94014bef562cc35cf61d3a07bba02a7ed"),
-        _Wheel("onnxruntime", "1.32.0", "99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8"),
-    ),
-}
-_PLATFORMS = (
-    "manylinux_2_35_x86_64",
-    "manylinux_2_28_x86_64",
-    "manylinux_2_27_x86_64",
-    "manylinux_2_17_x86_64",
-    "manylinux2014_x86_64",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +117,14 @@ class Runtime:
                 )
 
 
-def provision(*, progress: bool | None = None) -> Runtime:
+def provision(*, gpu: bool = False, progress: bool | None = None) -> Runtime:
     """Return the runtime for this machine, downloading and unpacking it on first use.
 
     Several processes may call this at once: one does the work and the others wait for it. A process that is
     killed in the middle leaves nothing that the next call does not clean up.
 
     Args:
+        gpu: The variant whose ONNX Runtime can use GPUs: a download of 2 GB.
         progress: Write what happens to stderr, with pip's progress bar. By default if stderr is a terminal;
             otherwise one line goes to the log.
 
@@ -167,19 +134,20 @@ def provision(*, progress: bool | None = None) -> Runtime:
     _check_platform()
     cache = _cache()
     interpreter = find_interpreter()
-    root = cache / f"triton-{SERVER_VERSION}-py{interpreter.version}-{_digest_of_parts(interpreter)}"
+    variant = variant_for(interpreter.version, gpu=gpu)
+    root = cache / f"triton-{SERVER_VERSION}-{variant.name}-{_digest_of_parts(interpreter, variant)}"
     backends = root / f"backends-{_digest_of_backends()}"
     if not backends.is_dir():
         show = sys.stderr.isatty() if progress is None else progress
         try:
             with _locked(cache, show=show) as lock:
                 if not root.is_dir():
-                    _build(root, interpreter, lock, show=show)
+                    _build(root, interpreter, variant, lock, show=show)
                 if not backends.is_dir():
                     _in_one_step(backends, lambda partial: _lay_out_backends(root, partial))
         except OSError as error:
             raise EmbeddedServerError(
-                f"The embedded Triton server cannot be prepared in {cache}: {error}. Free about 500 MB there, "
+                f"The embedded Triton server cannot be prepared in {cache}: {error}. Free about {variant.disk} there, "
                 f"or name another directory with {CACHE_VARIABLE}."
             ) from error
     return _runtime(root, backends, interpreter.version)
@@ -235,12 +203,8 @@ def _cache() -> Path:
     return cache
 
 
-def _digest_of_parts(interpreter: Interpreter) -> str:
-    parts = [
-        str(_LAYOUT),
-        _SERVER.requirement,
-        *(wheel.requirement for wheel in _PACKAGES[interpreter.version]),
-    ]
+def _digest_of_parts(interpreter: Interpreter, variant: Variant) -> str:
+    parts = [str(_LAYOUT), SERVER.requirement, *(wheel.requirement for wheel in variant.packages)]
     parts += [str(interpreter.executable), str(interpreter.library)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -284,23 +248,22 @@ def _in_one_step(target: Path, build: Callable[[Path], None]) -> None:
         raise
 
 
-def _build(root: Path, interpreter: Interpreter, lock: int, *, show: bool) -> None:
+def _build(root: Path, interpreter: Interpreter, variant: Variant, lock: int, *, show: bool) -> None:
     _say(
         f"Preparing Triton {SERVER_VERSION} for Python {interpreter.version} in {root} "
-        "(once; about 100 MB to download)",
+        f"(once; about {variant.download} to download, {variant.disk} of disk)",
         show=show,
     )
-    packages = _PACKAGES[interpreter.version]
     downloads = root.parent / "downloads"
-    files = _download((_SERVER, *packages), interpreter, downloads, lock, show=show)
+    files = _download((SERVER, *variant.packages), interpreter, downloads, lock, show=show)
 
     def lay_out(partial: Path) -> None:
-        _unpack(files[_SERVER], partial, _wanted(interpreter.version))
+        _unpack(files[SERVER], partial, _wanted(interpreter.version))
         _lay_out_server(partial, interpreter)
         site = _lay_out_environment(partial / "python", interpreter)
-        for package in packages:
+        for package in variant.packages:
             _unpack(files[package], site, lambda _: True)
-        _try_out(partial, interpreter.version)
+        _try_out(partial, interpreter.version, variant.provider)
 
     _in_one_step(root, lay_out)
     shutil.rmtree(downloads)
@@ -308,8 +271,8 @@ def _build(root: Path, interpreter: Interpreter, lock: int, *, show: bool) -> No
 
 
 def _download(
-    wheels: tuple[_Wheel, ...], interpreter: Interpreter, folder: Path, lock: int, *, show: bool
-) -> dict[_Wheel, Path]:
+    wheels: tuple[Wheel, ...], interpreter: Interpreter, folder: Path, lock: int, *, show: bool
+) -> dict[Wheel, Path]:
     """Fetch the wheels with pip; those that an earlier, killed process has fetched are kept."""
     folder.mkdir(exist_ok=True)
     requirements = folder / "requirements.txt"
@@ -317,7 +280,7 @@ def _download(
     command = [*_pip(interpreter), "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--requirement", str(requirements), "--dest", str(folder)]
     command += ["--python-version", interpreter.version, "--implementation", "cp"]
-    command += [f"--platform={name}" for name in _PLATFORMS]
+    command += [f"--platform={name}" for name in PLATFORMS]
     command += ["--no-input", "--disable-pip-version-check"]
     # A user's constraints are about the user's environment, and could only contradict the pins.
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
@@ -343,7 +306,7 @@ def _download(
     return {wheel: _downloaded(wheel, folder) for wheel in wheels}
 
 
-def _downloaded(wheel: _Wheel, folder: Path) -> Path:
+def _downloaded(wheel: Wheel, folder: Path) -> Path:
     name = wheel.distribution.replace("-", "_")
     for path in folder.glob(f"{name}-{wheel.version}-*.whl"):
         with path.open("rb") as file:
@@ -428,20 +391,20 @@ def _lay_out_backends(root: Path, folder: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _try_out(root: Path, version: str) -> None:
+def _try_out(root: Path, version: str, provider: str) -> None:
     """Import what the models will import, which also compiles it."""
     runtime = _runtime(root, root / "pytriton" / "tritonserver" / "backends", version)
     runtime.verify()
     attempt = subprocess.run(
-        [runtime.python, "-I", "-c", "import numpy, onnxruntime; print(numpy.__version__)"],
+        [runtime.python, "-I", "-c", _TRY_OUT],
         env=runtime.environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    if attempt.returncode != 0 or not attempt.stdout.startswith("1."):
+    if attempt.returncode != 0 or not attempt.stdout.startswith("1.") or provider not in attempt.stdout:
         raise EmbeddedServerError(
-            f"Python {version} cannot import NumPy 1 and ONNX Runtime for the embedded Triton server; nothing "
+            f"Python {version} cannot import NumPy 1 and ONNX Runtime with {provider} for the embedded Triton server; nothing "
             f"was installed: {(attempt.stderr or attempt.stdout).strip()[-500:]}"
         )
 
