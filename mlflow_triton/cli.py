@@ -80,7 +80,12 @@ def serve(  # noqa: PLR0913 - one parameter for each option
 @click.option(
     "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
 )
-def doctor(target: str) -> None:
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Finish or undo the operations that were interrupted, and remove what they left.",
+)
+def doctor(*, target: str, repair: bool) -> None:
     """Check whether a deployment would work, one line per check, with what to do where it would not.
 
     The exit code is 0 only if a deployment would work.
@@ -89,9 +94,39 @@ def doctor(target: str) -> None:
     from mlflow_triton.settings import Settings  # noqa: PLC0415 - same
 
     failed = False
-    for finding in diagnose(Settings.parse(target, os.environ)):
+    for finding in diagnose(Settings.parse(target, os.environ), repair=repair):
         failed |= finding.level == "failed"
         click.echo(f"{finding.level:<8} {finding.check}: {finding.text}")
+    if failed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option(
+    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
+)
+@click.option(
+    "-C",
+    "--config",
+    "config",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="lock_timeout, load_timeout.  [repeatable]",
+)
+def restore(*, names: tuple[str, ...], target: str, config: tuple[str, ...]) -> None:
+    """Load deployments again, all or those of these names, as after a restart of Triton.
+
+    In explicit mode, a restarted Triton loads nothing by itself. The loads run in parallel; one line for each
+    says how it went. The exit code is 0 only if all of them serve.
+    """
+    from mlflow_triton.deployments import TritonDeploymentClient  # noqa: PLC0415 - the other commands need none of it
+
+    options = dict(item.partition("=")[::2] for item in config)
+    failed = False
+    for restored in TritonDeploymentClient(target).restore(names, options):
+        failed |= restored.failed
+        click.echo(f"{'failed' if restored.failed else 'ok':<8} {restored.name}: {restored.text}")
     if failed:
         raise SystemExit(1)
 

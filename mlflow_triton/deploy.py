@@ -1,18 +1,20 @@
-"""The deployment transaction: resolve, lay out, stage, publish, load, verify; undone in reverse.
+"""The deployment transaction: claim, prove, stage, write down, publish, load, verify, commit; or undo.
 
 When `create` or `update` returns, the server answers with the new model: it has read it from this
 repository (its index lists a directory of an unguessable name put there for the purpose), and it runs
 it with this deployment's id (given with the load, read back from the server). When they raise, the
-server, the disk and the record are as before.
+server, the disk and the record are as before. When they are killed, the next operation on the
+deployment finishes or undoes what they did (`mlflow_triton.recovery`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
+import shutil
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -28,37 +30,34 @@ from mlflow_triton.errors import (
     LoadFailed,
     RepositoryError,
     RepositoryMismatch,
-    ServerRefused,
     ServerTimeout,
     ServerUnavailable,
     TritonPluginError,
 )
 from mlflow_triton.models import onnx, triton
 from mlflow_triton.models.resolve import resolve
+from mlflow_triton.options import LOCK_TIMEOUT, DeploymentOptions
+from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
 from mlflow_triton.repository import config as model_config
 from mlflow_triton.repository.layout import CONFIG_FILE, check_name, lay_out
-from mlflow_triton.repository.record import RECORD_NAME, Record
-from mlflow_triton.serving.trial import BACKENDS, load_trial
+from mlflow_triton.repository.record import RECORD_NAME, Record, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from mlflow_triton.models.resolve import ResolvedModel
-    from mlflow_triton.options import DeploymentOptions
+    from mlflow_triton.repository.claim import Claim, Notice
+    from mlflow_triton.repository.layout import Layout
     from mlflow_triton.repository.local import LocalRepository, Workspace
     from mlflow_triton.serving.control import Control, IndexEntry
 
-__all__ = ["DEPLOYMENT_ID", "Deployer", "Deployment"]
+__all__ = ["DEPLOYMENT_ID", "Deployer", "Deployment", "Restored"]
 
 log = logging.getLogger(__name__)
 
-#: The model-config parameter that carries a deployment's id to the server.
-DEPLOYMENT_ID = "mlflow.deployment_id"
 FLAVORS = (onnx.FLAVOR, triton.FLAVOR)
-CHUNK = 1 << 20
-#: Seconds for each call to the server while a failed change is undone.
-UNDO_TIMEOUT = 30.0
-READY_TIMEOUT = 5.0
+#: Triton itself loads four models at once, by default.
+PARALLEL_LOADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +69,40 @@ class Deployment:
         version: The version that answers requests which name none; ``None``: none does.
         state: Triton's, or ``NOT_LOADED`` when the server has loaded nothing of it (as after a restart).
         reason: Triton's, for a state other than READY; may be empty.
+        operation: One that is under way on it, or that died and is neither finished nor undone yet; ``None``:
+            there is none.
     """
 
     record: Record
     version: str | None
     state: str
     reason: str
+    operation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """How the loading of one deployment went.
+
+    Attributes:
+        name: The deployment.
+        text: What was done, or why it failed.
+        failed: Whether it does not serve.
+    """
+
+    name: str
+    text: str
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the caller of a create or an update asked for."""
+
+    name: str
+    model_uri: str
+    flavor: str | None
+    options: DeploymentOptions
 
 
 class Deployer:
@@ -89,6 +116,7 @@ class Deployer:
     def __init__(self, repository: LocalRepository, control: Control) -> None:
         self._repository = repository
         self._control = control
+        self._recovery = Recovery(repository, control)
 
     def create(self, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions) -> Deployment:
         """Deploy a model under a new name, and describe what serves.
@@ -97,26 +125,28 @@ class Deployer:
             DeploymentExists: Something has the name already, here or on the server.
             TritonPluginError: Whatever else went wrong; nothing is left behind.
         """
-        self._begin(name)
-        if self._repository.exists(name):
-            raise self._taken(name)
-        with self._transaction(name) as (workspace, undo):
-            if self._control.lists(name):
-                raise RepositoryMismatch(
-                    f"The server has a model {name!r} that is not in {self._repository.path}, but in another of its "
-                    "model repositories. It is untouched. Take another name."
-                )
-            record, override = self._stage(workspace, name, model_uri, flavor, options)
-            was_ready = self._control.is_server_ready()
-            try:
-                workspace.publish(name)
-            except FileExistsError:
-                raise self._taken(name) from None
-            undo.append(lambda: self._make_ready_again(record, was_ready=was_ready))
-            undo.append(lambda: workspace.remove(name))
-            undo.append(lambda: self._control.unload(name, timeout=UNDO_TIMEOUT))
-            self._load(record, override, options, otherwise=f"Nothing of {name!r} is left behind.")
-            deployment = _describe(record, self._control.index())
+        with self._operation(name, "create", options) as claim:
+            if claim.interrupted is None and self._repository.exists(name):
+                raise self._taken(name)
+            with self._proven(claim) as workspace:
+                if self._repository.exists(name):
+                    raise self._taken(name)
+                if self._control.lists(name):
+                    raise RepositoryMismatch(
+                        f"The server has a model {name!r} that is not in {self._repository.path}, but in another of "
+                        "its model repositories. It is untouched. Take another name."
+                    )
+                record, layout = self._stage(workspace, _Wanted(name, model_uri, flavor, options), set())
+                load_with = override(layout.config, record.deployment_id)
+                with self._change(claim, workspace, record, was_ready=False):
+                    try:
+                        workspace.publish(name)
+                    except FileExistsError:
+                        raise self._taken(name) from None
+                    # The server tells which versions it knows of a model that is in the repository.
+                    self._refuse_cached(layout, name, self._known_versions(name), record.flavor)
+                    self._load(record, load_with, options, otherwise=f"Nothing of {name!r} is left behind.")
+                    deployment = _describe(record, self._control.index(), None)
         log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
         return deployment
 
@@ -129,50 +159,48 @@ class Deployer:
             DeploymentNotFound: There is none of that name.
             TritonPluginError: Whatever else went wrong; the old model serves, on disk and on the server.
         """
-        self._begin(name)
-        old = self._managed(name)
-        if model_uri is None:
-            raise InvalidParameter(
-                f"Nothing to update {name!r} with: give the URI of a model (-m, model_uri=). "
-                f"It is unchanged and serves {old.mlflow_model_uri}."
-            )
-        with self._transaction(name) as (workspace, undo):
-            was_ready = self._control.is_ready(name)
-            record, override = self._stage(workspace, name, model_uri, flavor, options)
-            undo.append(lambda: self._serve_again(old, was_ready))
-            workspace.swap(name)
-            undo.append(lambda: workspace.swap(name))
-            unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
-            try:
-                self._load(record, override, options, otherwise=unchanged)
-            except ServerUnavailable:
-                # The load may still end well, after everything here has been undone.
-                undo[0] = lambda: self._serve_again(old, was_ready, unsure=True)
-                raise
-            deployment = _describe(record, self._control.index())
-        log.info("Updated the deployment %r (%s) to %s.", name, record.deployment_id, model_uri)
+        with self._operation(name, "update", options) as claim:
+            if claim.interrupted is None:
+                self._updatable(name, model_uri)
+            with self._proven(claim) as workspace:
+                old, uri = self._updatable(name, model_uri)
+                was_ready = self._control.is_ready(name)
+                known = self._known_versions(name)
+                record, layout = self._stage(workspace, _Wanted(name, uri, flavor, options), known)
+                load_with = override(layout.config, record.deployment_id)
+                with self._change(claim, workspace, record, was_ready=was_ready):
+                    workspace.swap(name)
+                    unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
+                    self._load(record, load_with, options, otherwise=unchanged)
+                    deployment = _describe(record, self._control.index(), None)
+        log.info("Updated the deployment %r (%s) to %s.", name, record.deployment_id, uri)
         return deployment
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, options: DeploymentOptions) -> None:
         """Unload a deployment and remove its directory; a name that nothing has is no error.
 
         Raises:
             DeploymentNotFound: The name is that of a model that MLflow did not deploy; it is untouched.
             TritonPluginError: Whatever else went wrong.
         """
-        self._begin(name)
-        if not self._repository.exists(name):
-            log.info("There is no deployment %r to delete.", name)
-            return
-        old = self._managed(name)
-        with self._transaction(name) as (workspace, undo):
-            was_ready = self._control.is_ready(name)
-            undo.append(lambda: self._serve_again(old, was_ready))
-            try:
-                self._control.unload(name)
-            except ServerTimeout as error:
-                raise ServerTimeout(f"{error.message} {name!r} was not deleted and serves on.") from None
-            workspace.remove(name)
+        with self._operation(name, "delete", options) as claim:
+            if claim.interrupted is None and not self._repository.exists(name):
+                log.info("There is no deployment %r to delete.", name)
+                return
+            if claim.interrupted is None:
+                self._managed(name)
+            with self._proven(claim) as workspace:
+                if not self._repository.exists(name):
+                    return  # deleted by the deletion that has just been finished
+                self._managed(name)
+                with self._change(claim, workspace, None, was_ready=self._control.is_ready(name)):
+                    try:
+                        self._control.unload(name, timeout=options.load_timeout)
+                    except ServerTimeout as error:
+                        raise ServerTimeout(
+                            f"{error.message} {name!r} was not deleted and serves on."
+                        ) from None
+                    workspace.remove(name)
         log.info("Deleted the deployment %r.", name)
 
     def get(self, name: str) -> Deployment:
@@ -183,7 +211,16 @@ class Deployer:
         """
         check_name(name)
         self._repository.check()
-        return _describe(self._managed(name), self._control.index())
+        notice = next((notice for notice in self._repository.notices() if notice.name == name), None)
+        try:
+            record = self._managed(name)
+        except DeploymentNotFound as error:
+            if notice is None:
+                raise
+            raise DeploymentNotFound(
+                f"{error.message} There is an operation on it: {_operation(notice)}."
+            ) from None
+        return _describe(record, self._control.index(), notice)
 
     def all(self) -> list[Deployment]:
         """Describe every deployment in the repository, loaded or not, by name."""
@@ -194,16 +231,51 @@ class Deployer:
                 "None of the models that the server knows is in %s: is it the server's model repository?",
                 self._repository.path,
             )
-        return [_describe(record, index) for record in self._repository.records()]
+        notices = {notice.name: notice for notice in self._repository.notices()}
+        records = list(self._repository.records())
+        for name in notices.keys() - {record.name for record in records}:
+            if notices[name].change is not None:
+                log.warning(
+                    "%r is not deployed; there is an operation on it: %s.", name, _operation(notices[name])
+                )
+        return [_describe(record, index, notices.get(record.name)) for record in records]
+
+    def restore(self, names: Sequence[str], options: DeploymentOptions) -> list[Restored]:
+        """Load deployments again, in parallel, as after a restart of the server.
+
+        Args:
+            names: Of the deployments; none: all that the repository has.
+            options: `lock_timeout` and `load_timeout` are used, for each of them.
+
+        Returns:
+            How it went, for each one, in order.
+        """
+        self._repository.check()
+        self._control.server()  # one error, if it is out of reach
+        wanted = list(dict.fromkeys(names)) or [record.name for record in self._repository.records()]
+        with ThreadPoolExecutor(max_workers=PARALLEL_LOADS) as pool:
+            return list(pool.map(lambda name: self._restore(name, options), wanted))
+
+    def _restore(self, name: str, options: DeploymentOptions) -> Restored:
+        started = time.monotonic()
+        try:
+            with self._operation(name, "restore", options) as claim, self._proven(claim):
+                record = self._managed(name)
+                if self.serving_id(name) == record.deployment_id and self._control.is_ready(name):
+                    return Restored(name, "serves already", failed=False)
+                self._recovery.serve(name, timeout=options.load_timeout)
+                self._prove(record, f"The files of {name!r} are untouched.")
+        except TritonPluginError as error:
+            return Restored(name, error.message, failed=True)
+        return Restored(name, f"loaded in {time.monotonic() - started:.1f} s", failed=False)
+
+    def changed_files(self, record: Record) -> list[str]:
+        """List what in a deployment's directory is not as it was published: changed, missing, or a new version."""
+        return self._repository.changed_files(record)
 
     def serving_id(self, name: str) -> str | None:
         """Return the deployment id with which the server runs a model; ``None``: none of ours."""
-        config = self._control.config(name)
-        return None if config is None else model_config.parameter(config, DEPLOYMENT_ID)
-
-    def _begin(self, name: str) -> None:
-        check_name(name)
-        self._repository.check()
+        return self._recovery.serving_id(name)
 
     def _taken(self, name: str) -> DeploymentExists:
         if (record := self._repository.record(name)) is not None:
@@ -215,6 +287,15 @@ class Deployer:
             f"{self._repository.path / name} exists and was not deployed by MLflow (it has no {RECORD_NAME}). "
             "It is untouched. Take another name, or move that model away."
         )
+
+    def _updatable(self, name: str, model_uri: str | None) -> tuple[Record, str]:
+        old = self._managed(name)
+        if model_uri is None:
+            raise InvalidParameter(
+                f"Nothing to update {name!r} with: give the URI of a model (-m, model_uri=). "
+                f"It is unchanged and serves {old.mlflow_model_uri}."
+            )
+        return old, model_uri
 
     def _managed(self, name: str) -> Record:
         record = self._repository.record(name)
@@ -231,46 +312,71 @@ class Deployer:
         return record
 
     @contextmanager
-    def _transaction(self, name: str) -> Iterator[tuple[Workspace, list[Callable[[], None]]]]:
-        """Prove that the server reads this repository, then run the block; undo its steps if it fails."""
-        with self._repository.workspace() as workspace:
-            undo: list[Callable[[], None]] = []
-            try:
-                self._prove_repository(workspace, name)
-                yield workspace, undo
-            except BaseException as error:
-                problems = [problem for step in reversed(undo) if (problem := _attempt(step))]
-                if problems:
-                    log.error("Undoing a change of %r failed: %s", name, " ".join(problems))  # noqa: TRY400 - raised below
-                    if isinstance(error, Exception):
-                        raise RepositoryError(
-                            f"{error} Undoing it failed as well: {' '.join(problems)} "
-                            f"See what serves with: mlflow deployments get -t triton --name {name}"
-                        ) from error
-                if isinstance(error, OSError):
+    def _operation(self, name: str, operation: str, options: DeploymentOptions) -> Iterator[Claim]:
+        """Hold the name while the block runs, and remove what operations that died have left."""
+        check_name(name)
+        self._repository.check()
+        with self._repository.claim(name, operation, timeout=options.lock_timeout or LOCK_TIMEOUT) as claim:
+            self._repository.collect()
+            yield claim
+
+    @contextmanager
+    def _proven(self, claim: Claim) -> Iterator[Workspace]:
+        """Make a workspace for the block, once the server is known to read this repository and nothing is in doubt."""
+        try:
+            with self._repository.workspace(claim) as workspace:
+                self._recovery.prove_repository(workspace, claim.name)
+                self._recovery.settle(claim, workspace, repeated=claim.operation == "create")
+                yield workspace
+        except OSError as error:
+            raise RepositoryError(
+                f"{claim.name!r} is as it was before: {error.strerror or error} "
+                f"({error.filename or self._repository.path})."
+            ) from error
+
+    @contextmanager
+    def _change(
+        self, claim: Claim, workspace: Workspace, new: Record | None, *, was_ready: bool
+    ) -> Iterator[None]:
+        """Make the block a change that stands when it has ended, and is undone if it fails."""
+        server_was_ready = self._control.is_server_ready()
+        identity = None if new is None else new.deployment_id
+        change = claim.begin(identity, was_ready=was_ready, server_was_ready=server_was_ready)
+        try:
+            yield
+            if new is not None:
+                self._repository.sync(new)
+            claim.commit()
+        except BaseException as error:
+            if not claim.in_doubt:
+                raise  # it stands
+            sure = isinstance(error, LoadFailed)
+            problems = self._recovery.undo(claim.name, change, workspace, sure=sure)
+            later = any(map(unfinished, problems))
+            if not later:
+                claim.undone()
+            elif not self._recovery.is_on_disk(claim.name, change):
+                workspace.discard()  # what is left to do is the server's
+            if problems:
+                problem = " ".join(dict.fromkeys(map(told, problems)))
+                if later:
+                    problem += f" The next operation on {claim.name!r}, or mlflow-triton doctor --repair, tries again."
+                log.error("Undoing a change of %r failed: %s", claim.name, problem)  # noqa: TRY400 - raised below
+                if isinstance(error, Exception):
                     raise RepositoryError(
-                        f"{name!r} is as it was before: {error.strerror or error} "
-                        f"({error.filename or self._repository.path})."
+                        f"{told(error)} Undoing it failed as well: {problem} See what serves with: "
+                        f"mlflow deployments get -t triton --name {claim.name}"
                     ) from error
-                raise
+            raise
 
-    def _prove_repository(self, workspace: Workspace, name: str) -> None:
-        with workspace.probe() as probe:
-            seen = self._control.lists(probe)
-        if not seen:
-            raise RepositoryMismatch(
-                f"The model repository {self._repository.path} is not one that the Triton server reads: the server "
-                f"does not see what is put there. {name!r} is unchanged. Set TRITON_MODEL_REPO to the directory "
-                "of the server's --model-repository, as mounted on this machine."
-            )
-        self._control.require_explicit()
+    def _stage(self, workspace: Workspace, wanted: _Wanted, known: set[int]) -> tuple[Record, Layout]:
+        """Build the new model directory in the workspace; return its record and its layout.
 
-    def _stage(
-        self, workspace: Workspace, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions
-    ) -> tuple[Record, str]:
-        """Build the new model directory in the workspace; return its record and its load override."""
+        `known`: versions that the server has loaded under this name; see `_refuse_cached`.
+        """
+        name, model_uri, options = wanted.name, wanted.model_uri, wanted.options
         model = resolve(model_uri, workspace.download)
-        chosen = _flavor(model, flavor)
+        chosen = _flavor(model, wanted.flavor)
         if chosen == onnx.FLAVOR:
             run_files = workspace.download / ".run"
             run_files.mkdir()
@@ -289,15 +395,30 @@ class Deployer:
             directories=contents.directories,
             unusual=contents.unusual,
         )
+        cached = layout.config.response_cache.enable
+        if (
+            cached
+            and chosen == onnx.FLAVOR
+            and options.version is None
+            and known.intersection(layout.versions)
+        ):
+            layout = layout.renumbered(1, max(known) + 1)
+            log.info(
+                "%r becomes version %d: Triton may have cached answers of the others.", name, max(known) + 1
+            )
         layout.check(name)
+        self._refuse_cached(layout, name, known, chosen)
+        # The server may run as another user, and neither this user's umask nor a downloaded file's permissions know of it.
+        mode = self._repository.path.stat().st_mode
         for directory in layout.directories:
             (workspace.model / directory).mkdir(parents=True, exist_ok=True)
         digests = {
-            str(target): _place(source, workspace.model / target) for target, source in layout.files.items()
+            str(target): _place(source, workspace.model / target, mode)
+            for target, source in layout.files.items()
         }
         if layout.config_text is not None:
             (workspace.model / CONFIG_FILE).write_bytes(layout.config_text)
-            digests[CONFIG_FILE] = _digest(workspace.model / CONFIG_FILE)
+            digests[CONFIG_FILE] = digest(workspace.model / CONFIG_FILE)
         deployment_id = uuid.uuid4().hex
         record = Record(
             name=name,
@@ -315,16 +436,21 @@ class Deployer:
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
-        _finish(workspace.model, self._repository.path.stat().st_mode)
-        return record, _override(layout.config, deployment_id)
+        _finish(workspace.model, mode)
+        return record, layout
 
-    def _load(self, record: Record, override: str, options: DeploymentOptions, *, otherwise: str) -> None:
+    def _load(self, record: Record, load_with: str, options: DeploymentOptions, *, otherwise: str) -> None:
         """Load what was published and prove that it is what serves; `otherwise` tells what a failure leaves."""
         started = time.monotonic()
         try:
-            self._control.load(record.name, config_json=override, timeout=options.load_timeout)
+            self._control.load(record.name, config_json=load_with, timeout=options.load_timeout)
         except (LoadFailed, ServerUnavailable) as error:
             raise type(error)(f"{error.message} {otherwise}") from None
+        self._prove(record, otherwise)
+        log.info("Triton loaded %r in %.2f s.", record.name, time.monotonic() - started)
+
+    def _prove(self, record: Record, otherwise: str) -> None:
+        """Refuse what the server runs after a load, if it is not this deployment."""
         serving = self.serving_id(record.name)
         if serving != record.deployment_id:
             raise RepositoryMismatch(
@@ -334,48 +460,35 @@ class Deployer:
             )
         if not self._control.is_ready(record.name):
             raise LoadFailed(
-                f"Triton loaded {record.name!r} but does not call it ready. Look at the server's log."
+                f"Triton loaded {record.name!r} but does not call it ready. Look at the server's log. {otherwise}"
             )
-        log.info("Triton loaded %r in %.2f s.", record.name, time.monotonic() - started)
 
-    def _make_ready_again(self, record: Record, *, was_ready: bool) -> None:
-        """Undo what a failed load does to a server with strict readiness: it stays unready for good."""
-        if not was_ready or self._control.is_server_ready():
-            return
-        for version in record.versions:
-            any(
-                load_trial(self._control, backend, record.name, version=version, timeout=UNDO_TIMEOUT) is None
-                for backend in BACKENDS
-            )
-        # Other models that are being loaded or unloaded make a server unready as well, for a while.
-        deadline = time.monotonic() + READY_TIMEOUT
-        while not self._control.is_server_ready():
-            if time.monotonic() > deadline:
-                raise ServerRefused(
-                    "The server calls itself not ready (/v2/health/ready) since the load failed, as Triton does by "
-                    "default until it is restarted; --strict-readiness=false prevents it."
-                )
-            time.sleep(0.1)
+    def _known_versions(self, name: str) -> set[int]:
+        """Return the versions of a model in the repository that the server has loaded since its start."""
+        return {
+            int(entry.version)
+            for entry in self._control.index()
+            if entry.name == name and entry.version is not None and entry.version.isdigit()
+        }
 
-    def _serve_again(self, old: Record, was_ready: bool, *, unsure: bool = False) -> None:
-        """Bring the server back to a deployment whose directory is in place again.
+    def _refuse_cached(self, layout: Layout, name: str, known: set[int], flavor: str) -> None:
+        """Refuse versions under which Triton's response cache may have answers of another model.
 
-        `unsure`: a load of something else may be under way; Triton takes this one after it.
+        Its key is the model's name, the version and the inputs; its entries outlive a reload and an unload.
         """
-        if not was_ready:
-            self._control.unload(old.name, timeout=UNDO_TIMEOUT)
-        elif unsure or self.serving_id(old.name) != old.deployment_id or not self._control.is_ready(old.name):
-            config = model_config.parse(self._repository.config_text(old.name), origin=old.name)
-            override = _override(config, old.deployment_id)
-            self._control.load(old.name, config_json=override, timeout=UNDO_TIMEOUT)
-
-
-def _attempt(step: Callable[[], None]) -> str | None:
-    try:
-        step()
-    except (TritonPluginError, OSError) as error:
-        return str(error)
-    return None
+        if not layout.config.response_cache.enable:
+            return
+        used = sorted(known.intersection(model_config.served(layout.config, layout.versions)))
+        if not used:
+            return
+        number = max(known.union(layout.versions)) + 1
+        way = f"use -C version={number}" if flavor == onnx.FLAVOR else f"publish it with the version {number}"
+        raise InvalidModel(
+            f"{layout.origin} has response_cache enabled, and Triton may hold answers that an earlier model gave as "
+            f"version {', '.join(map(str, used))} of {name!r}; it would give them for the new one. Nothing was "
+            f"changed. For an unused version number, {way}; or disable response_cache in config.pbtxt; or restart "
+            "Triton, which empties its cache."
+        )
 
 
 def _flavor(model: ResolvedModel, wanted: str | None) -> str:
@@ -401,47 +514,63 @@ def _flavor(model: ResolvedModel, wanted: str | None) -> str:
     return chosen
 
 
-def _override(config: model_config.ModelConfig, deployment_id: str | None) -> str:
-    """Return the configuration to load with: the model's own, and the deployment's id."""
-    if deployment_id is not None:
-        config = model_config.with_parameter(config, DEPLOYMENT_ID, deployment_id)
-    return model_config.to_json(config)
-
-
-def _place(source: Path, target: Path) -> str:
-    """Move a file, and return its digest."""
+def _place(source: Path, target: Path, mode: int) -> str:
+    """Move a file and give it the repository's permissions; return its digest."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
-    return _digest(target)
+    found = source.stat()
+    wanted = _permissions(mode, found.st_mode)
+    if found.st_nlink == 1:
+        source.rename(target)
+        target.chmod(wanted)
+    elif wanted & ~found.st_mode:  # the artifact store's own file, which stays as it is
+        log.info("Copying %s and not linking it: the server might not be allowed to read it.", source.name)
+        shutil.copyfile(source, target)
+        target.chmod(wanted)
+    else:
+        source.rename(target)
+    return digest(target)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"
+def _permissions(mode: int, own: int) -> int:
+    """Return a file's permissions in a repository of this mode; one that can be run stays so."""
+    return mode & 0o666 | 0o600 | own & 0o100
 
 
 def _finish(directory: Path, mode: int) -> None:
     """Make what was built readable for whom the repository is, and new.
 
-    The server may run as another user, and neither this user's umask nor the permissions of a downloaded file
-    know of it. Triton takes what is older than its last load for unchanged.
+    Triton takes what is older than its last load for unchanged. It is the same time for all, so that a file with
+    another one is seen to have been changed.
 
     Args:
         directory: The model's directory.
         mode: The repository's permissions.
     """
+    now = time.time_ns()
     for parent, _, names in os.walk(directory, topdown=False):
         for path in (Path(parent, name) for name in names):
-            path.chmod(mode & 0o666 | 0o600 | path.stat().st_mode & 0o100)
-            os.utime(path)
+            found = path.stat()
+            # A linked file is the artifact store's as well; Triton sees the time of the link (ctime).
+            if found.st_nlink == 1:
+                path.chmod(_permissions(mode, found.st_mode))
+                os.utime(path, ns=(now, now))
         Path(parent).chmod(mode & 0o777 | 0o700)
-        os.utime(parent)
+        os.utime(parent, ns=(now, now))
 
 
-def _describe(record: Record, index: list[IndexEntry]) -> Deployment:
+def _operation(notice: Notice) -> str:
+    if notice.held:
+        return f"{notice}, which is under way"
+    return (
+        f"{notice.change.by if notice.change else notice}, which was interrupted. The next one on {notice.name!r}, "
+        "or mlflow-triton doctor --repair, finishes or undoes it"
+    )
+
+
+def _describe(record: Record, index: list[IndexEntry], notice: Notice | None) -> Deployment:
+    operation = None
+    if notice is not None and (notice.held or notice.change is not None):
+        operation = _operation(notice)
     entries = [entry for entry in index if entry.name == record.name]
     versions = sorted(
         (entry for entry in entries if entry.version is not None and entry.version.isdigit()),
@@ -449,14 +578,14 @@ def _describe(record: Record, index: list[IndexEntry]) -> Deployment:
     )
     ready = [entry for entry in versions if entry.state == "READY"]
     if ready:
-        return Deployment(record, ready[-1].version, "READY", "")
+        return Deployment(record, ready[-1].version, "READY", "", operation)
     if versions:
         last = versions[-1]
-        return Deployment(record, None, last.state or "UNAVAILABLE", last.reason)
+        return Deployment(record, None, last.state or "UNAVAILABLE", last.reason, operation)
     if entries:
         reason = (
             entries[0].reason
-            or "the server has loaded nothing of it, as after a restart; update it to load it"
+            or "the server has loaded nothing of it, as after a restart; mlflow-triton restore does"
         )
-        return Deployment(record, None, entries[0].state or "NOT_LOADED", reason)
-    return Deployment(record, None, "NOT_FOUND", "the server does not see this model repository")
+        return Deployment(record, None, entries[0].state or "NOT_LOADED", reason, operation)
+    return Deployment(record, None, "NOT_FOUND", "the server does not see this model repository", operation)

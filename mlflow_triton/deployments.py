@@ -16,11 +16,11 @@ from mlflow_triton.options import DeploymentOptions, help_text
 from mlflow_triton.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
-    from mlflow_triton.deploy import Deployer, Deployment
+    from mlflow_triton.deploy import Deployer, Deployment, Restored
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
     from mlflow_triton.tensors.decode import TritonPredictions
@@ -128,7 +128,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
 
         Args:
             name: The deployment.
-            config: No option applies to a deletion.
+            config: ``lock_timeout`` applies to a deletion, nothing else.
             endpoint: Not supported.
 
         Raises:
@@ -136,11 +136,13 @@ class TritonDeploymentClient(BaseDeploymentClient):
             TritonPluginError: Something else.
         """
         _no_endpoint(endpoint)
-        if config:
+        options = DeploymentOptions.parse(config)
+        if others := [key for key in config or () if key != "lock_timeout"]:
             raise InvalidParameter(
-                f"A deletion takes no options (-C), but got {', '.join(map(repr, config))}. Nothing was changed."
+                f"A deletion takes no options (-C) but lock_timeout, and got {', '.join(map(repr, others))}. "
+                "Nothing was changed."
             )
-        self._deployer().delete(name)
+        self._deployer().delete(name, options)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """List every deployment in the model repository, loaded or not, one entry for each.
@@ -162,7 +164,10 @@ class TritonDeploymentClient(BaseDeploymentClient):
             ``name``; ``version`` and ``state`` as Triton says them now; ``triton_model_path``,
             ``mlflow_model_uri`` and ``flavor`` as NVIDIA's plugin has them; the provenance record; and
             ``in_sync``: whether the server runs just what the record says (``False`` also when it cannot
-            be known, e.g. after a plain load by another client).
+            be known, e.g. after a plain load by another client); ``serving_id``: the ``deployment_id`` that
+            the server runs, ``None`` if it runs none or that of a plain load; ``changed_files``: what on disk
+            is not as it was published. ``reason`` is Triton's, for another state than READY, and
+            ``operation`` is there while one is under way, or was interrupted and is not settled yet.
 
         Raises:
             DeploymentNotFound: There is none of that name.
@@ -170,10 +175,29 @@ class TritonDeploymentClient(BaseDeploymentClient):
         _no_endpoint(endpoint)
         deployer = self._deployer()
         deployment = deployer.get(name)
+        serving = deployer.serving_id(name)
+        changed = deployer.changed_files(deployment.record)
         identity = deployment.record.deployment_id
         ready = deployment.state == "READY"
-        in_sync = ready and identity is not None and deployer.serving_id(name) == identity
-        return self._details(deployment, in_sync=in_sync)
+        return {
+            **self._details(
+                deployment, in_sync=ready and identity is not None and serving == identity and not changed
+            ),
+            "serving_id": serving,
+            "changed_files": changed,
+        }
+
+    def restore(self, names: Sequence[str] = (), config: Mapping[str, Any] | None = None) -> list[Restored]:
+        """Load deployments again, in parallel, as after a restart of Triton, which loads nothing by itself.
+
+        Args:
+            names: Of the deployments; none: all of them.
+            config: ``load_timeout`` and ``lock_timeout`` apply.
+
+        Returns:
+            Name, text and whether it failed, for each one.
+        """
+        return self._deployer().restore(names, DeploymentOptions.parse(config))
 
     def predict(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
@@ -293,6 +317,8 @@ def _entry(deployment: Deployment) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": record.name, "version": deployment.version, "state": deployment.state}
     if deployment.reason:
         entry["reason"] = deployment.reason
+    if deployment.operation:
+        entry["operation"] = deployment.operation
     return {
         **entry,
         "triton_model_path": record.triton_model_path,

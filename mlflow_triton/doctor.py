@@ -11,6 +11,7 @@ import mlflow
 
 from mlflow_triton.errors import TritonPluginError
 from mlflow_triton.models.tracking import foreign_errors, require_server, tracking_uri
+from mlflow_triton.recovery import Recovery
 from mlflow_triton.repository.local import LocalRepository
 from mlflow_triton.serving.control import Control
 from mlflow_triton.serving.http import HttpEndpoint
@@ -41,13 +42,15 @@ class Finding:
     text: str
 
 
-def diagnose(settings: Settings) -> Iterator[Finding]:
+def diagnose(settings: Settings, *, repair: bool = False) -> Iterator[Finding]:
     """Run every check; a check that another one makes pointless says so.
 
     What is put into the repository or loaded into the server for a check is gone afterwards.
 
     Args:
         settings: Where the servers and the repository are.
+        repair: Finish or undo the operations that were interrupted, and remove what they left. Without the
+            server, only the disk is put in order.
     """
     http = HttpEndpoint(settings)
     control = Control(http, settings)
@@ -58,6 +61,7 @@ def diagnose(settings: Settings) -> Iterator[Finding]:
     if triton.level == "failed":
         skipped = "not checked, as Triton does not answer over HTTP"
         yield from (Finding(check, "failed", skipped) for check in AFTER_HTTP)
+        yield _finding("operations", lambda: _operations(control, settings, repair=repair))
         return
     yield _finding("triton grpc", lambda: _grpc(control, settings))
     mode = _finding("model control", lambda: _explicit(control))
@@ -67,6 +71,7 @@ def diagnose(settings: Settings) -> Iterator[Finding]:
     else:
         yield _finding("backend onnxruntime", lambda: _backend(control))
     yield _finding("model repository", lambda: _repository(control, settings))
+    yield _finding("operations", lambda: _operations(control, settings, repair=repair))
 
 
 def _finding(check: str, function: Callable[[], tuple[str, str]]) -> Finding:
@@ -148,7 +153,11 @@ def _repository(control: Control, settings: Settings) -> tuple[str, str]:
         )
     repository = LocalRepository(path.value, path.source)
     repository.check()
-    with repository.workspace() as workspace, workspace.probe() as probe:
+    with (
+        repository.claim(f"doctor-{uuid.uuid4().hex}", "check", timeout=1) as claim,
+        repository.workspace(claim) as workspace,
+        workspace.probe() as probe,
+    ):
         seen = control.lists(probe)
     if not seen:
         return "failed", (
@@ -156,3 +165,26 @@ def _repository(control: Control, settings: Settings) -> tuple[str, str]:
             "server's --model-repository, as mounted here."
         )
     return "ok", f"{path} is writable, and the server reads it"
+
+
+def _operations(control: Control, settings: Settings, *, repair: bool) -> tuple[str, str]:
+    path = settings.model_repository
+    if path.value is None:
+        return "ok", "not checked, as TRITON_MODEL_REPO is not set"
+    repository = LocalRepository(path.value, path.source)
+    repository.check()
+    if repair:
+        done = list(Recovery(repository, control).repair())
+        level = "ok" if all(well for _, well, _ in done) else "failed"
+        return level, " ".join(text for _, _, text in done) or "none was interrupted, nothing was left behind"
+    found = [
+        f"{notice.change.by} of {notice.name!r} was interrupted"
+        for notice in repository.notices()
+        if notice.change is not None and not notice.held
+    ]
+    found += [f"{left} was left behind" for left in repository.leftovers()]
+    if not found:
+        return "ok", "none was interrupted, nothing was left behind"
+    return "warning", (
+        f"{'; '.join(found)}. The next operation on the deployment settles it, and so does mlflow-triton doctor --repair."
+    )

@@ -14,6 +14,7 @@ Each one is an ``MlflowException`` (with MLflow's error code, for Python callers
     ├── ModelNotFound                RESOURCE_DOES_NOT_EXIST   the model URI names nothing
     ├── DeploymentNotFound           RESOURCE_DOES_NOT_EXIST
     ├── DeploymentExists             RESOURCE_ALREADY_EXISTS
+    ├── DeploymentBusy               RESOURCE_CONFLICT         another operation has the name
     ├── RepositoryError              INVALID_STATE             the model repository cannot be used
     │   └── RepositoryMismatch                                 ... and is not the one the server reads
     ├── ServerUnavailable            TEMPORARILY_UNAVAILABLE   no usable answer from Triton or MLflow
@@ -33,6 +34,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2 as codes
 
 __all__ = [
+    "DeploymentBusy",
     "DeploymentExists",
     "DeploymentNotFound",
     "EmbeddedServerError",
@@ -123,6 +125,12 @@ class DeploymentExists(TritonPluginError):
     """The name is taken, by a deployment or by a model that MLflow did not deploy."""
 
     code = codes.RESOURCE_ALREADY_EXISTS
+
+
+class DeploymentBusy(TritonPluginError):
+    """Another operation, of this machine or another one, was at the deployment all the time."""
+
+    code = codes.RESOURCE_CONFLICT
 
 
 class RepositoryError(TritonPluginError):

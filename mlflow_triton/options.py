@@ -12,10 +12,12 @@ from mlflow_triton.errors import InvalidOption
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HIGHEST_VERSION", "OPTIONS", "DeploymentOptions", "OptionDefinition", "help_text"]
+__all__ = ["HIGHEST_VERSION", "LOCK_TIMEOUT", "OPTIONS", "DeploymentOptions", "OptionDefinition", "help_text"]
 
 #: The highest version number that Triton serves; a directory with a higher one aborts its process.
 HIGHEST_VERSION = 2**63 - 1
+#: Seconds to wait for another operation on the same deployment.
+LOCK_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,12 @@ OPTIONS = (
         "Seconds that Triton has to load the model (default: the setting load_timeout).",
         _seconds,
     ),
+    OptionDefinition(
+        "lock_timeout",
+        "SECONDS",
+        f"Seconds to wait while another operation is at the same deployment (default {LOCK_TIMEOUT:g}). Also for delete.",
+        _seconds,
+    ),
 )
 
 
@@ -68,10 +76,12 @@ class DeploymentOptions:
     Attributes:
         version: Version directory for a flavor without versions of its own; ``None``: 1.
         load_timeout: Seconds; ``None``: the setting's.
+        lock_timeout: Seconds; ``None``: `LOCK_TIMEOUT`.
     """
 
     version: int | None = None
     load_timeout: float | None = None
+    lock_timeout: float | None = None
 
     @classmethod
     def parse(cls, config: Mapping[str, Any] | None) -> DeploymentOptions:

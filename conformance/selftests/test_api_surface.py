@@ -36,7 +36,7 @@ PUBLIC = {
     "mlflow_triton.flavor": {"FLAVOR_NAME", "check", "load_model", "log_model", "save_model"},
     "mlflow_triton.publish": {"Published", "parse_tags", "publish"},
     "mlflow_triton.errors": {
-        "DeploymentExists", "DeploymentNotFound", "EmbeddedServerError", "InferenceFailed", "InvalidInput",
+        "DeploymentBusy", "DeploymentExists", "DeploymentNotFound", "EmbeddedServerError", "InferenceFailed", "InvalidInput",
         "InvalidModel", "InvalidModelConfig", "InvalidName", "InvalidOption", "InvalidParameter", "InvalidSetting",
         "LoadFailed", "ModelNotFound", "RepositoryError", "RepositoryMismatch", "ServerRefused", "ServerTimeout",
         "ServerUnavailable", "TritonPluginError",
@@ -264,9 +264,10 @@ def test_what_the_client_refuses_by_itself() -> None:
     """Options of a deletion, a prediction without a name, and explanations are refused without a server."""
     client = TritonDeploymentClient("triton://192.0.2.1")
     with pytest.raises(
-        InvalidParameter, match=r"A deletion takes no options .-C., but got 'a'. Nothing was changed"
+        InvalidParameter,
+        match=r"A deletion takes no options .-C. but lock_timeout, and got 'version'. Nothing was changed",
     ):
-        client.delete_deployment("n", config={"a": "1"})
+        client.delete_deployment("n", config={"version": "1"})
     for name in (None, ""):
         with pytest.raises(InvalidParameter, match="Which deployment"):
             client.predict(name, {})

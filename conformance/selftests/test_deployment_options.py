@@ -50,7 +50,7 @@ def test_options(config: dict[str, Any], expected: DeploymentOptions) -> None:
         ({"load_timeout": "inf"}, "load_timeout='inf' is not"),
         ({"load_timeout": "nan"}, "load_timeout='nan' is not"),
         ({"load_timeout": "1m"}, "load_timeout='1m' is not"),
-        ({"Version": "1"}, "'Version' is not an option (known: version, load_timeout)"),
+        ({"Version": "1"}, "'Version' is not an option (known: version, load_timeout, lock_timeout)"),
     ],
 )
 def test_options_that_are_refused(config: dict[str, Any], words: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # MLflow and SQLAlchemy use what one another deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-CHECKS = ["mlflow", "target", "triton http", *AFTER_HTTP]
+CHECKS = ["mlflow", "target", "triton http", *AFTER_HTTP, "operations"]
 
 
 def names(path: Path) -> list[str]:

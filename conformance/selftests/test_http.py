@@ -540,3 +540,23 @@ def test_metadata_of_another_form(document: Any) -> None:
         pytest.raises(ServerUnavailable, match="answered /v2/models/m in a form that Triton never uses"),
     ):
         metadata(http, "m")
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_server_that_trickles(part: str) -> None:
+    """A server that goes on sending, a byte at a time, is given up when the time for the whole request is over."""
+
+    def trickle(connection: socket.socket, _: str) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        if part == "body":
+            connection.sendall(b"Content-Length: 100000\r\n\r\n")
+        for _turn in range(200):
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    with listener(trickle) as address:
+        http = HttpEndpoint(Settings.parse(f"triton://{address}", {}))
+        started = time.monotonic()
+        with pytest.raises(ServerTimeout, match=r"did not answer within 0.5 s"):
+            http.request("GET", "/v2", timeout=0.5)
+        assert 0.4 < time.monotonic() - started < 2

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,9 +65,16 @@ def answer_renameat2(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc)
 
 
+@contextmanager
+def workspace_of(repository: LocalRepository) -> Iterator[Workspace]:
+    """Give a workspace, with the claim that it needs."""
+    with repository.claim("m", "test", timeout=5) as claim, repository.workspace(claim) as workspace:
+        yield workspace
+
+
 def names(path: Path) -> list[str]:
-    """Return the names in a directory, in order."""
-    return sorted(item.name for item in path.iterdir())
+    """Return the names in a directory, in order, without the claim that a workspace needs."""
+    return sorted(item.name for item in path.iterdir() if item.name != ".mlflow-triton-m.lock")
 
 
 def build(workspace: Workspace, text: str) -> None:
@@ -93,7 +99,7 @@ def model(text: str) -> dict[str, str | None]:
 def test_publish_moves_the_model_in(repository: LocalRepository, root: Path, kernel: str) -> None:
     """A published model is in the repository whole, and nothing else is left anywhere."""
     before = tree(root)
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         assert (list(workspace.download.iterdir()), list(workspace.model.iterdir())) == ([], [])
         build(workspace, "new")
         workspace.publish("m")
@@ -114,7 +120,7 @@ def test_publish_never_replaces(repository: LocalRepository, root: Path, kernel:
     if taken == "directory":
         (root / "m" / "x").write_text("theirs")
     before = tree(root)
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "new")
         with pytest.raises(FileExistsError) as caught:
             workspace.publish("m")
@@ -126,10 +132,10 @@ def test_publish_never_replaces(repository: LocalRepository, root: Path, kernel:
 
 def test_swap_exchanges_and_undoes(repository: LocalRepository, root: Path, kernel: str) -> None:
     """A swap puts the new model in place and keeps the old one; a second swap undoes it."""
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "old")
         workspace.publish("m")
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "new")
         workspace.swap("m")
         assert (tree(root / "m"), tree(workspace.model)) == (model("new"), model("old")), kernel
@@ -144,7 +150,7 @@ def test_swap_exchanges_and_undoes(repository: LocalRepository, root: Path, kern
 def test_swap_of_what_is_gone(repository: LocalRepository, root: Path, kernel: str) -> None:
     """A swap with a model that somebody removed is an error that leaves both places as they were."""
     before = tree(root)
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "new")
         with pytest.raises(FileNotFoundError):
             workspace.swap("m")
@@ -157,7 +163,7 @@ def test_a_fallback_swap_that_fails_half_way_is_undone(
     repository: LocalRepository, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where two renames stand for one and the second fails, the old model is put back."""
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "old")
         workspace.publish("m")
     answer_renameat2(monkeypatch, errno.EINVAL)
@@ -168,7 +174,7 @@ def test_a_fallback_swap_that_fails_half_way_is_undone(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return rename(path, target)
 
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "new")
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", full)
@@ -186,7 +192,7 @@ def test_other_failures_of_a_rename_are_told(
     """A rename that fails for another reason than missing flags raises it, and nothing is tried instead."""
     before = tree(root)
     answer_renameat2(monkeypatch, number)
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "new")
         for move in (workspace.publish, workspace.swap):
             with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
@@ -197,7 +203,7 @@ def test_other_failures_of_a_rename_are_told(
 
 def test_a_swap_is_never_half_done(repository: LocalRepository, root: Path) -> None:
     """A reader who looks all the time finds the old model or the new one, whole, at every moment."""
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "old")
         workspace.publish("m")
     found: set[str] = set()
@@ -211,7 +217,7 @@ def test_a_swap_is_never_half_done(repository: LocalRepository, root: Path) -> N
                 found.add(repr(error))
 
     reader = threading.Thread(target=look)
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "new")
         reader.start()
         for turn in range(50_000):
@@ -225,7 +231,7 @@ def test_a_swap_is_never_half_done(repository: LocalRepository, root: Path) -> N
 
 def test_remove_takes_the_model_away(repository: LocalRepository, root: Path) -> None:
     """A removed model is out of the repository at once, and gone with the workspace."""
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "m")
         workspace.publish("m")
         workspace.remove("m")
@@ -236,10 +242,10 @@ def test_remove_takes_the_model_away(repository: LocalRepository, root: Path) ->
 def test_the_probe_is_there_for_a_moment(repository: LocalRepository, root: Path) -> None:
     """A probe is an empty directory in the repository with a new name each time, gone after the block."""
     seen = set()
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         for _ in range(2):
             with workspace.probe() as name:
-                assert re.fullmatch(r"\.mlflow-triton-[0-9a-f]{32}", name)
+                assert re.fullmatch(r"\.mlflow-triton-[0-9a-f]{8}-[0-9a-f]{32}-[0-9a-f]{32}", name)
                 assert list((root / name).iterdir()) == []
                 seen.add(name)
             assert names(root) == ["foreign"]
@@ -251,7 +257,7 @@ def test_the_probe_is_there_for_a_moment(repository: LocalRepository, root: Path
 
 def test_the_workspace_lies_beside_the_repository(repository: LocalRepository, root: Path) -> None:
     """While an operation runs, its files are in a hidden directory beside the repository, not in it."""
-    with repository.workspace():
+    with workspace_of(repository):
         assert names(root) == ["foreign"]
         beside = [name for name in names(root.parent) if name != "models"]
         assert [name.startswith(".mlflow-triton-") for name in beside] == [True]
@@ -263,7 +269,7 @@ def test_the_workspace_of_a_linked_repository(root: Path, tmp_path: Path) -> Non
     """The workspace of a repository that is a symbolic link lies beside the directory that it links to."""
     link = tmp_path / "link"
     link.symlink_to(root)
-    with LocalRepository(str(link), SOURCE).workspace() as workspace:
+    with workspace_of(LocalRepository(str(link), SOURCE)) as workspace:
         assert len(names(root.parent)) == 2
         build(workspace, "new")
         workspace.publish("m")
@@ -293,14 +299,14 @@ def cut_off(request: pytest.FixtureRequest, root: Path, monkeypatch: pytest.Monk
             subprocess.run(["/bin/umount", str(root)], check=True)
         return
     if request.param == "parent not writable":
-        mkdtemp = tempfile.mkdtemp
+        mkdir = Path.mkdir
 
-        def refuse(*, prefix: str, dir: Path) -> str:  # noqa: A002 - tempfile's name
-            if Path(dir) == root.parent:
+        def refuse(path: Path, mode: int = 0o777) -> None:
+            if path.parent == root.parent:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return mkdtemp(prefix=prefix, dir=dir)
+            mkdir(path, mode)
 
-        monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+        monkeypatch.setattr(Path, "mkdir", refuse)
     else:
         rename = Path.rename
 
@@ -317,19 +323,19 @@ def test_the_workspace_lies_inside_where_it_must(
     repository: LocalRepository, root: Path, cut_off: str
 ) -> None:
     """Where no rename leads in from beside, the workspace is a hidden directory inside, and all works."""
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         assert names(root.parent) == ["models"], cut_off
         inside = [name for name in names(root) if name != "foreign"]
         assert [name.startswith(".mlflow-triton-") for name in inside] == [True]
         assert list(repository.records()) == []
         build(workspace, "old")
         workspace.publish("m")
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         build(workspace, "new")
         workspace.swap("m")
         assert tree(workspace.model) == model("old")
     assert tree(root / "m") == model("new")
-    with repository.workspace() as workspace:
+    with workspace_of(repository) as workspace:
         with workspace.probe() as probe:
             assert (root / probe).is_dir()
         workspace.remove("m")
@@ -340,7 +346,7 @@ def test_the_workspace_lies_inside_where_it_must(
 def test_a_workspace_goes_when_the_work_fails(repository: LocalRepository, root: Path) -> None:
     """An exception, an interrupt included, takes the workspace and all that is in it away."""
     for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error), repository.workspace() as workspace:  # noqa: PT012 - the workspace, not one call
+        with pytest.raises(error), workspace_of(repository) as workspace:  # noqa: PT012 - the workspace, not one call
             build(workspace, "new")
             raise error
     assert names(root) == ["foreign"]
@@ -352,10 +358,10 @@ def test_a_workspace_that_cannot_be_removed_is_named(
 ) -> None:
     """A workspace that cannot be removed is a warning with its path; the work that was done stands."""
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, **_: Any) -> None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
 
-    with monkeypatch.context() as patch, repository.workspace() as workspace:
+    with monkeypatch.context() as patch, workspace_of(repository) as workspace:
         build(workspace, "new")
         workspace.publish("m")
         patch.setattr(shutil, "rmtree", refuse)
@@ -368,7 +374,7 @@ def test_a_workspace_that_cannot_be_removed_is_named(
 
 
 @pytest.mark.parametrize(
-    ("number", "call"), [(errno.EACCES, "mkdtemp"), (errno.ENOSPC, "mkdtemp"), (errno.EACCES, "rename")]
+    ("number", "call"), [(errno.EACCES, "mkdir"), (errno.ENOSPC, "mkdir"), (errno.EACCES, "rename")]
 )
 def test_a_repository_that_cannot_be_written(
     repository: LocalRepository, root: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
@@ -380,8 +386,8 @@ def test_a_repository_that_cannot_be_written(
 
     before = tree(root)
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile if call == "mkdtemp" else Path, call, refuse)
-        with pytest.raises(RepositoryError) as caught, repository.workspace():
+        patch.setattr(Path, call, refuse)
+        with pytest.raises(RepositoryError) as caught, workspace_of(repository):
             pytest.fail("there is no workspace")
     for words in (str(root), SOURCE, os.strerror(number), "Nothing was changed"):
         assert words in caught.value.message
@@ -440,11 +446,11 @@ def test_a_repository_of_somebody_else(tmp_path_factory: pytest.TempPathFactory)
     root.mkdir(parents=True)
     repository = LocalRepository(str(root), SOURCE)
     with as_nobody(), pytest.raises(RepositoryError, match="cannot be written: Permission denied"):  # noqa: SIM117
-        with repository.workspace():
+        with workspace_of(repository):
             pytest.fail("there is no workspace")
     (root.parent).chmod(0o777)
     with as_nobody(), pytest.raises(RepositoryError, match="cannot be written: Permission denied"):  # noqa: SIM117
-        with repository.workspace():
+        with workspace_of(repository):
             pytest.fail("there is no workspace")
     assert names(root) == []
     assert names(root.parent) == ["models"]

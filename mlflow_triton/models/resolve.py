@@ -15,6 +15,7 @@ from mlflow.models import Model
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_triton.errors import InvalidModel, ModelNotFound
+from mlflow_triton.models.download import download
 from mlflow_triton.models.tracking import first_words, foreign_errors, require_server
 
 __all__ = ["Origin", "ResolvedModel", "resolve", "run_artifacts"]
@@ -79,7 +80,7 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
         require_server()
     _refuse_links(uri)
     with foreign_errors(uri):
-        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
+        path = download(uri, destination)
     # MLflow returns the URI's own path when there is nothing to copy it from.
     if not path.is_relative_to(destination):
         raise InvalidModel(

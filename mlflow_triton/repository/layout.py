@@ -123,6 +123,15 @@ class Layout:
         """The version numbers that have a directory, ascending."""
         return tuple(sorted(int(name) for name in self._top_directories() if _is_version(name)))
 
+    def renumbered(self, old: int, new: int) -> Layout:
+        """Return the same layout with another number for one of the versions."""
+
+        def place(path: PurePosixPath) -> PurePosixPath:
+            return PurePosixPath(str(new), *path.parts[1:]) if path.parts[:1] == (str(old),) else path
+
+        files = {place(path): source for path, source in self.files.items()}
+        return replace(self, files=files, directories=frozenset(map(place, self.directories)))
+
     def check(self, name: str | None) -> None:
         """Refuse what Triton could not serve, every problem at once, before anything is touched.
 

@@ -1,36 +1,39 @@
 """A model repository in a local (or mounted) directory.
 
 A model's directory appears, changes and disappears by one rename each. What is being made, and what
-was taken away, lies in a *workspace* on the same filesystem.
+was taken away, lies in a *workspace* on the same filesystem, until the operation has ended; that of a
+process which died tells what it had done, and is removed by the next operation.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import logging
 import os
+import re
 import shutil
-import tempfile
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_triton.errors import RepositoryError
+from mlflow_triton.errors import DeploymentBusy, RepositoryError
+from mlflow_triton.repository.claim import PREFIX, Change, Claim, Notice, claim, notices, sync_directory
 from mlflow_triton.repository.layout import CONFIG_FILE
-from mlflow_triton.repository.record import RECORD_NAME, Record
+from mlflow_triton.repository.record import RECORD_NAME, Record, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 __all__ = ["LocalRepository", "Workspace"]
 
 log = logging.getLogger(__name__)
 
-#: Begins the name of everything this plugin puts into or beside a repository for a while. A deployment's
-#: name cannot begin with a dot.
-PREFIX = ".mlflow-triton-"
+#: What this plugin puts beside or into a repository, but for the claims: repository, operation, what it is.
+_OURS = re.compile(rf"{re.escape(PREFIX)}([0-9a-f]{{8}})-([0-9a-f]{{32}})(-.*)?")
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_FDCWD = -100
 #: What a kernel or filesystem without these flags answers.
@@ -105,46 +108,174 @@ class LocalRepository:
             if record is not None:
                 yield record
 
+    def claim(self, name: str, operation: str, *, timeout: float) -> AbstractContextManager[Claim]:
+        """Hold a deployment's name; see `mlflow_triton.repository.claim`.
+
+        Raises:
+            DeploymentBusy: It was still held by another operation when the time was over.
+            RepositoryError: The repository cannot be written, or cannot lock files.
+        """
+        return claim(self.path, name, operation, timeout=timeout)
+
+    def notices(self) -> list[Notice]:
+        """Tell which names are held, and which changes died in their middle."""
+        return notices(self.path)
+
     @contextmanager
-    def workspace(self) -> Iterator[Workspace]:
+    def workspace(self, claim: Claim) -> Iterator[Workspace]:
         """Make a private directory from which renames into the repository work; remove it at the end.
 
         It lies beside the repository if that is possible: inside, what a killed process leaves behind
-        would be a model to Triton, and ``--load-model=*`` would refuse to start over it.
+        would be a model to Triton, and ``--load-model=*`` would refuse to start over it. While a change
+        is interrupted, the workspace stays for the next operation.
         """
-        directory = self._workspace_directory()
         try:
-            yield Workspace(directory, self.path)
-        finally:
-            _remove(directory)
-
-    def _workspace_directory(self) -> Path:
-        try:
-            return self._beside() or Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.path))
+            directory = self._beside(claim.token) or self._inside(claim.token)
         except OSError as error:
             raise RepositoryError(
                 f"The model repository {self.path} (from {self._source}) cannot be written: {error.strerror}. "
                 "Nothing was changed."
             ) from None
-
-    def _beside(self) -> Path | None:
         try:
-            directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.path.resolve().parent))
+            workspace = Workspace(directory, self.path)
+            workspace.prepare()
+            yield workspace
+        finally:
+            if not claim.in_doubt:
+                _remove(directory)
+
+    def sync(self, record: Record) -> None:
+        """Bring a deployment's files to the disk, so that it outlives the machine's end as well."""
+        root = self.path / record.name
+        files = [root / RECORD_NAME, *(root / file for file in record.files)]
+        for file in files:
+            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        for directory in {parent for file in files for parent in file.parents if parent.is_relative_to(root)}:
+            sync_directory(directory)
+
+    def changed_files(self, record: Record) -> list[str]:
+        """List what in a deployment's directory is not as published: changed, missing, or a new version.
+
+        Everything was published with one modification time; only files with another one are read.
+        """
+        root = self.path / record.name
+        try:
+            published = (root / RECORD_NAME).stat().st_mtime_ns
+            present = {entry.name for entry in root.iterdir()}
+        except FileNotFoundError:
+            return sorted(record.files)
+        changed = []
+        for name, recorded in record.files.items():
+            path = root / name
+            try:
+                status = path.stat()
+                older = (
+                    status.st_nlink > 1 and status.st_mtime_ns < published
+                )  # linked, and not written to since
+                if status.st_mtime_ns != published and not older and digest(path) != recorded:
+                    changed.append(name)
+            except FileNotFoundError:
+                changed.append(name)
+        versions = {name for name in present if name.isascii() and name.isdigit()}
+        return sorted(changed) + sorted(versions - set(map(str, record.versions)) if record.files else ())
+
+    def interrupted_workspace(self, token: str) -> Workspace | None:
+        """Find what an operation that died has left; ``None``: it is gone, or out of this machine's sight."""
+        name = self._workspace_name(token)
+        for directory in (self._parent / name, *self.path.glob(f"{PREFIX}????????-{token}")):
+            if directory.is_dir() and not directory.is_symlink():
+                return Workspace(directory, self.path)
+        return None
+
+    def leftovers(self) -> list[Path]:
+        """List what operations that died have left, and nobody needs any more.
+
+        What belongs to an operation that lives, wherever it runs, is not among it, nor what an
+        interrupted change needs.
+        """
+        # In this order: what was there before the claims are read was claimed before.
+        found = [*self._ours(self._parent, self._tag), *self._ours(self.path, None)]
+        needed = set()
+        for notice in self.notices():
+            if notice.held and notice.holder is None:
+                return []  # it has not said yet what is its own
+            if notice.held and notice.holder is not None:
+                needed.add(notice.holder.token)
+            if notice.change is not None:
+                needed.add(notice.change.token)
+        return [path for path, token in found if token not in needed]
+
+    def collect(self) -> list[Path]:
+        """Remove the leftovers, and the claims of processes that died before they changed anything."""
+        removed = self.leftovers()
+        for path in removed:
+            log.info("Removing %s, which an operation that died has left.", path)
+            _remove(path)
+        for notice in self.notices():
+            if not notice.held and notice.change is None:
+                with suppress(DeploymentBusy), self.claim(notice.name, "collect", timeout=0):
+                    log.info("Removing the claim on %r of an operation that died.", notice.name)
+        return removed
+
+    @property
+    def _parent(self) -> Path:
+        return self.path.resolve().parent
+
+    @property
+    def _tag(self) -> str:
+        """Tells this repository's workspaces from those of another one in the same directory."""
+        return hashlib.sha256(os.fsencode(self.path.resolve().name)).hexdigest()[:8]
+
+    def _workspace_name(self, token: str) -> str:
+        return f"{PREFIX}{self._tag}-{token}"
+
+    def _ours(self, directory: Path, tag: str | None) -> Iterator[tuple[Path, str]]:
+        try:
+            names = [path.name for path in directory.iterdir()]
+        except PermissionError:  # of the directory above: nothing of ours was put there
+            return
+        for name in names:
+            match = _OURS.fullmatch(name)
+            if match and tag in (None, match[1]):
+                yield directory / name, match[2]
+
+    def _inside(self, token: str) -> Path:
+        directory = self.path / self._workspace_name(token)
+        directory.mkdir(mode=0o700)
+        return directory
+
+    def _beside(self, token: str) -> Path | None:
+        directory = self._parent / self._workspace_name(token)
+        try:
+            directory.mkdir(mode=0o700)
         except OSError:
             return None
+        # A plain file, as Triton would take a directory for a model.
+        made = directory / "crossing"
+        crossed = self.path / f"{directory.name}-crossing"
         try:
-            with _probe(directory, self.path):
-                return directory
+            made.touch()
+            made.rename(crossed)
+            crossed.unlink()
         except OSError as error:
-            directory.rmdir()
+            shutil.rmtree(directory)
             # Another filesystem, or another mount of the same one: a rename cannot cross it.
             if error.errno == errno.EXDEV:
                 return None
             raise
+        return directory
 
 
 class Workspace:
     """A private directory on the repository's filesystem, for one operation.
+
+    Args:
+        path: The directory.
+        repository: The repository.
 
     Attributes:
         download: Where MLflow downloads to; exists and is empty.
@@ -157,6 +288,9 @@ class Workspace:
         self._removed = path / "removed"
         self.download = path / "download"
         self.model = path / "model"
+
+    def prepare(self) -> None:
+        """Make the directories."""
         self.download.mkdir()
         self.model.mkdir()
 
@@ -166,8 +300,18 @@ class Workspace:
 
         A server whose index lists that name reads this very repository.
         """
-        with _probe(self._path, self._repository) as name:
+        name = f"{self._path.name}-{uuid.uuid4().hex}"
+        made = self._path / "probe"
+        made.mkdir()
+        try:
+            made.rename(self._repository / name)
+        except OSError:
+            made.rmdir()
+            raise
+        try:
             yield name
+        finally:
+            (self._repository / name).rmdir()
 
     def publish(self, name: str) -> None:
         """Move the built model into the repository, where nothing of that name may be.
@@ -185,28 +329,54 @@ class Workspace:
         """Move a model out of the repository; the workspace's end deletes it."""
         (self._repository / name).rename(self._removed)
 
+    def discard(self) -> None:
+        """Remove it, with what was taken out of the repository; what cannot be removed is a warning."""
+        _remove(self._path)
 
-@contextmanager
-def _probe(workspace: Path, repository: Path) -> Iterator[str]:
-    name = f"{PREFIX}{uuid.uuid4().hex}"
-    made = workspace / "probe"
-    made.mkdir()
-    try:
-        made.rename(repository / name)
-    except OSError:
-        made.rmdir()
-        raise
-    try:
-        yield name
-    finally:
-        (repository / name).rmdir()
+    def put_back(self, change: Change, name: str, *, new_is_there: bool) -> None:
+        """Undo on disk whatever part of a change has been done; doing it again changes nothing.
+
+        Args:
+            change: What was to be done.
+            name: The deployment's.
+            new_is_there: Whether the repository has the change's new model under that name.
+        """
+        if change.operation == "create":
+            if new_is_there:
+                self.remove(name)
+        elif change.operation == "delete":
+            if self._removed.exists() and not os.path.lexists(self._repository / name):
+                _rename(self._removed, self._repository / name, RENAME_NOREPLACE)
+        elif self._aside.exists():  # two renames were to stand for one
+            if new_is_there:
+                (self._repository / name).rename(self._removed)
+            _rename(self._aside, self._repository / name, RENAME_NOREPLACE)
+        elif new_is_there and self.model.exists():
+            self.swap(name)
+
+    @property
+    def _aside(self) -> Path:
+        return _aside(self.model)
 
 
-def _remove(directory: Path) -> None:
+def _remove(path: Path) -> None:
     try:
-        shutil.rmtree(directory)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, onerror=_unless_gone)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("The directory %s could not be removed (%s): remove it by hand.", directory, error)
+        log.warning("%s could not be removed (%s): remove it by hand.", path, error)
+
+
+def _unless_gone(_: object, __: str, error: tuple[type[BaseException], BaseException, object]) -> None:
+    """Let another operation remove the same leftovers at the same time."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
+
+
+def _aside(source: Path) -> Path:
+    return source.with_name(f"{source.name}-aside")
 
 
 def _rename(source: Path, target: Path, flag: int) -> None:
@@ -223,7 +393,7 @@ def _rename(source: Path, target: Path, flag: int) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         source.rename(target)
         return
-    aside = source.with_name(f"{source.name}-aside")
+    aside = _aside(source)
     target.rename(aside)
     try:
         source.rename(target)

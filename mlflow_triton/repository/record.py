@@ -6,6 +6,7 @@ the other one deployed; the rest answers "what exactly is serving". Triton ignor
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ from mlflow_triton.errors import RepositoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-__all__ = ["RECORD_NAME", "Record"]
+__all__ = ["RECORD_NAME", "Record", "digest"]
 
 RECORD_NAME = "mlflow-meta.json"
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,15 @@ class Record:
         known = {key: document[key] for key in (item.name for item in fields(cls)) if key in document}
         known["versions"] = tuple(known.get("versions", ()))
         return cls(**known)
+
+
+def digest(path: Path) -> str:
+    """Return the digest of a file as a record has it."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return f"sha256:{found.hexdigest()}"
 
 
 def _text(value: Any) -> bool:

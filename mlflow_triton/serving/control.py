@@ -76,15 +76,17 @@ class Control:
             raise ServerUnavailable(f"{self._where} answered /v2 in a form that Triton never uses.")
         return ServerInfo(document["name"], document["version"], tuple(document.get("extensions") or ()))
 
-    def index(self) -> list[IndexEntry]:
+    def index(self, *, timeout: float | None = None) -> list[IndexEntry]:
         """List every directory of the server's model repositories, with the state of each version.
 
         The index is driven by directories, not by what is loaded: a model whose directory is gone
         goes on serving, and is missing here.
+
+        Args:
+            timeout: Seconds; default: the setting `request_timeout`.
         """
-        entries = self._checked(
-            self._http.json("POST", "/v2/repository/index", {}), list, "/v2/repository/index"
-        )
+        path = "/v2/repository/index"
+        entries = self._checked(self._http.json("POST", path, {}, timeout=timeout), list, path)
         if not all(map(_is_entry, entries)):
             raise ServerUnavailable(
                 f"{self._where} answered /v2/repository/index in a form that Triton never uses."
@@ -178,7 +180,8 @@ class Control:
             ServerRefused: It runs in another model control mode.
         """
         try:
-            self.unload(f"mlflow-triton-{uuid.uuid4().hex}")
+            seconds = self._settings.request_timeout.value
+            self.unload(f"mlflow-triton-{uuid.uuid4().hex}", timeout=seconds)
         except LoadFailed as error:
             if NOT_EXPLICIT not in error.message:
                 raise
@@ -209,7 +212,12 @@ class Control:
                 with self._grpc_errors("unload", name, seconds):
                     grpc.unload_model(name, headers=self._grpc_headers, client_timeout=seconds)
         pause = 0.005
-        while any(entry.name == name and entry.state in ("READY", "UNLOADING") for entry in self.index()):
+
+        def holds() -> bool:
+            index = self.index(timeout=max(deadline - time.monotonic(), 1.0))
+            return any(entry.name == name and entry.state in ("READY", "UNLOADING") for entry in index)
+
+        while holds():
             if time.monotonic() > deadline:
                 raise ServerTimeout(
                     f"{self._where} was still unloading {name!r} after {seconds:g} s: requests in flight hold it. "

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import urllib3
 
 from mlflow_triton.errors import ServerTimeout, ServerUnavailable
+from mlflow_triton.serving.deadline import deadline, pool_manager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,10 +46,6 @@ class Response:
         return f"HTTP {self.status} {self.body[:200].decode(errors='replace')!r}."
 
 
-def _new_pool() -> urllib3.PoolManager:
-    return urllib3.PoolManager(maxsize=POOL_SIZE, retries=False)
-
-
 def one_line(reason: str) -> str:
     """Return Triton's reason as one sentence, without the traceback that Python backends append."""
     text = (
@@ -73,7 +70,7 @@ class HttpEndpoint:
         # Without "identity", Triton compresses every answer: 62 instead of 8 ms for 1 MB.
         self._headers = {"accept-encoding": "identity", **settings.headers.value}
         self._process = os.getpid()
-        self._pool = _new_pool()
+        self._pool = pool_manager(POOL_SIZE)
 
     def request(
         self,
@@ -91,14 +88,14 @@ class HttpEndpoint:
             path: Begins with a slash; already quoted.
             body: The request's body.
             headers: In addition to the settings' headers.
-            timeout: Seconds for connecting, and for each wait for data; default: the setting.
+            timeout: Seconds for all of it, also if the answer comes byte by byte; default: the setting.
 
         Raises:
             ServerTimeout: No answer in time.
             ServerUnavailable: Nothing listens, the connection broke, or it does not speak HTTP.
         """
         seconds = timeout or self._timeout
-        with self._mapped(method, path, seconds):
+        with self._mapped(method, path, seconds), deadline(seconds):
             answer = self._own_pool().request(
                 method,
                 self.url + path,
@@ -135,12 +132,16 @@ class HttpEndpoint:
     def _own_pool(self) -> urllib3.PoolManager:
         """Return this process's connections: those of a process that forked this one carry its answers."""
         if self._process != os.getpid():
-            self._process, self._pool = os.getpid(), _new_pool()
+            self._process, self._pool = os.getpid(), pool_manager(POOL_SIZE)
         return self._pool
 
     @contextmanager
     def _mapped(self, method: str, path: str, seconds: float) -> Iterator[None]:
         what = f"Triton at {self._source}"
+        silent = ServerTimeout(
+            f"{what} accepted {method} {path} but did not answer within {seconds:g} s. "
+            "Look at the server's log; TRITON_REQUEST_TIMEOUT (for a load, -C load_timeout or TRITON_LOAD_TIMEOUT) sets this limit."
+        )
         try:
             yield
         # A refused connection is a kind of ConnectTimeoutError in urllib3.
@@ -156,10 +157,7 @@ class HttpEndpoint:
                 f"{what} could not be reached within {limit:g} s. Check the address and the network."
             ) from None
         except urllib3.exceptions.ReadTimeoutError:
-            raise ServerTimeout(
-                f"{what} accepted {method} {path} but did not answer within {seconds:g} s. "
-                "Look at the server's log; TRITON_REQUEST_TIMEOUT (for a load, -C load_timeout or TRITON_LOAD_TIMEOUT) sets this limit."
-            ) from None
+            raise silent from None
         except urllib3.exceptions.SSLError as error:
             raise ServerUnavailable(
                 f"{what}: TLS failed: {error}. Triton itself speaks plain HTTP; check https://."
@@ -167,6 +165,8 @@ class HttpEndpoint:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             # urllib3 wraps what really happened as its last argument.
             cause = error.args[-1] if error.args else error
+            if isinstance(cause, TimeoutError):  # while the request was sent
+                raise silent from None
             reason = repr(cause) if isinstance(cause, Exception) else str(cause)
             raise ServerUnavailable(
                 f"{what} broke off {method} {path}: {reason[:120]}. It may have crashed or may not speak HTTP there; "

@@ -1,0 +1,93 @@
+"""Sockets that keep a deadline for a whole request: a socket's own timeout begins anew with every byte."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import urllib3
+from urllib3.connection import HTTPConnection
+from urllib3.util.ssl_ import create_urllib3_context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["deadline", "pool_manager"]
+
+
+class _Deadline(threading.local):
+    """When the present thread's request must be over (of time.monotonic); ``None``: it has no deadline."""
+
+    at: float | None = None
+
+
+_present = _Deadline()
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Let every wait of this thread for a server end with the block's time."""
+    _present.at = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _present.at = None
+
+
+def _limit(connection: socket.socket) -> None:
+    if _present.at is not None:
+        left = _present.at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        connection.settimeout(left)
+
+
+class _Socket(socket.socket):
+    def recv_into(self, *arguments: Any, **options: Any) -> int:
+        _limit(self)
+        return super().recv_into(*arguments, **options)
+
+    def sendall(self, *arguments: Any) -> None:  # its timeout is one for the whole already
+        _limit(self)
+        super().sendall(*arguments)
+
+
+class _TlsSocket(ssl.SSLSocket):
+    def recv_into(self, *arguments: Any, **options: Any) -> int:
+        _limit(self)
+        return super().recv_into(*arguments, **options)
+
+    def sendall(self, *arguments: Any) -> None:
+        _limit(self)
+        super().sendall(*arguments)
+
+
+class _Connection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        plain = super()._new_conn()
+        timeout = plain.gettimeout()
+        kept = _Socket(plain.family, plain.type, plain.proto, fileno=plain.detach())
+        kept.settimeout(timeout)
+        return kept
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+def pool_manager(size: int) -> urllib3.PoolManager:
+    """Return a connection pool whose sockets keep the `deadline`.
+
+    Args:
+        size: How many connections stay open.
+    """
+    context = create_urllib3_context()
+    context.load_default_certs()
+    context.sslsocket_class = _TlsSocket
+    manager = urllib3.PoolManager(maxsize=size, retries=False, ssl_context=context)
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": urllib3.HTTPSConnectionPool}
+    return manager
