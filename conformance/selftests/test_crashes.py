@@ -80,7 +80,7 @@ EVENTS = {
 NEEDS_SPACE = {"open", "os.mkdir", "os.write"}
 OPERATIONS = ("create", "update", "delete")
 #: Of the steps, every how manyth is tried; every one if ALL_STEPS is set.
-STRIDE = {"kill client": 1, "kill server": 5, "ENOSPC": 2, "EACCES": 5}
+STRIDE = {"kill client": 2, "kill server": 5, "ENOSPC": 3, "EACCES": 6}
 
 
 @dataclass(slots=True)
