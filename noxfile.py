@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
 PYTEST = ("pytest", "--timeout=300")
+#: The tests mostly wait for servers, which the workers share; more workers than this only make each other wait.
+PARALLEL = (*PYTEST, "--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile")
 BUILD_IMAGES = ("python", "fixtures/images/build.py")
 
 
@@ -37,9 +39,9 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def conformance(session: nox.Session) -> None:
-    """Run every test; arguments go to pytest."""
+    """Run every test, two files or more at once; arguments go to pytest: ``-- --numprocesses=0`` for one at a time."""
     session.install("-e", ".[conformance]", *group("test"))
-    session.run(*PYTEST, *session.posargs)
+    session.run(*PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -126,4 +128,4 @@ def minimums(session: nox.Session) -> None:
         # MLflow 2.22 breaks with SQLAlchemy 2.1, which its metadata does not say.
         "sqlalchemy>=2.0,<2.1",
     )
-    session.run(*PYTEST, "-m", "not slow and not engine", *session.posargs)
+    session.run(*PARALLEL, "-m", "not slow and not engine", *session.posargs)
