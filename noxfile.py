@@ -45,6 +45,13 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session
+def benchmark(session: nox.Session) -> None:
+    """Measure the plugin beside floors: ``-- [names] [--quick] [--json FILE]``; ``-- --help`` lists the names."""
+    session.install("-e", ".[conformance]")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
 def images(session: nox.Session) -> None:
     """Build the container images, or those named: ``-- triton mlflow``; ``-- --help`` lists them."""
     session.install("-e", ".")
