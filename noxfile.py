@@ -20,7 +20,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
 PYTEST = ("pytest", "--timeout=300")
 #: The tests mostly wait for servers, which the workers share; more workers than this only make each other wait.
-PARALLEL = (*PYTEST, "--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile")
+#: In the files' own order: else those of one long test come last, and alone.
+PARALLEL = (*PYTEST, "--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
 BUILD_IMAGES = ("python", "fixtures/images/build.py")
 
 
