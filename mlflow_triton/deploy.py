@@ -32,9 +32,11 @@ from mlflow_triton.errors import (
     RepositoryMismatch,
     ServerTimeout,
     ServerUnavailable,
+    SmokeTestFailed,
     TritonPluginError,
 )
 from mlflow_triton.models import onnx, triton
+from mlflow_triton.models.example import input_example
 from mlflow_triton.models.resolve import resolve
 from mlflow_triton.options import LOCK_TIMEOUT, DeploymentOptions
 from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
@@ -45,6 +47,7 @@ from mlflow_triton.repository.record import RECORD_NAME, Record, digest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from mlflow_triton.models.example import Example
     from mlflow_triton.models.resolve import ResolvedModel
     from mlflow_triton.repository.claim import Claim, Notice
     from mlflow_triton.repository.layout import Layout
@@ -136,16 +139,20 @@ class Deployer:
                         f"The server has a model {name!r} that is not in {self._repository.path}, but in another of "
                         "its model repositories. It is untouched. Take another name."
                     )
-                record, layout = self._stage(workspace, _Wanted(name, model_uri, flavor, options), set())
+                record, layout, example = self._stage(
+                    workspace, _Wanted(name, model_uri, flavor, options), set()
+                )
                 load_with = override(layout.config, record.deployment_id)
-                with self._change(claim, workspace, record, was_ready=False):
+                with self._change(claim, workspace, record, was_ready=False, to_be_tested=options.smoke_test):
                     try:
                         workspace.publish(name)
                     except FileExistsError:
                         raise self._taken(name) from None
                     # The server tells which versions it knows of a model that is in the repository.
                     self._refuse_cached(layout, name, self._known_versions(name), record.flavor)
-                    self._load(record, load_with, options, otherwise=f"Nothing of {name!r} is left behind.")
+                    nothing = f"Nothing of {name!r} is left behind."
+                    self._load(record, load_with, options, otherwise=nothing)
+                    self._smoke_test(record, layout, example, options, otherwise=nothing)
                     deployment = _describe(record, self._control.index(), None)
         log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
         return deployment
@@ -166,12 +173,15 @@ class Deployer:
                 old, uri = self._updatable(name, model_uri)
                 was_ready = self._control.is_ready(name)
                 known = self._known_versions(name)
-                record, layout = self._stage(workspace, _Wanted(name, uri, flavor, options), known)
+                record, layout, example = self._stage(workspace, _Wanted(name, uri, flavor, options), known)
                 load_with = override(layout.config, record.deployment_id)
-                with self._change(claim, workspace, record, was_ready=was_ready):
+                with self._change(
+                    claim, workspace, record, was_ready=was_ready, to_be_tested=options.smoke_test
+                ):
                     workspace.swap(name)
                     unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
                     self._load(record, load_with, options, otherwise=unchanged)
+                    self._smoke_test(record, layout, example, options, otherwise=unchanged)
                     deployment = _describe(record, self._control.index(), None)
         log.info("Updated the deployment %r (%s) to %s.", name, record.deployment_id, uri)
         return deployment
@@ -336,12 +346,20 @@ class Deployer:
 
     @contextmanager
     def _change(
-        self, claim: Claim, workspace: Workspace, new: Record | None, *, was_ready: bool
+        self,
+        claim: Claim,
+        workspace: Workspace,
+        new: Record | None,
+        *,
+        was_ready: bool,
+        to_be_tested: bool = False,
     ) -> Iterator[None]:
         """Make the block a change that stands when it has ended, and is undone if it fails."""
         server_was_ready = self._control.is_server_ready()
         identity = None if new is None else new.deployment_id
-        change = claim.begin(identity, was_ready=was_ready, server_was_ready=server_was_ready)
+        change = claim.begin(
+            identity, was_ready=was_ready, server_was_ready=server_was_ready, to_be_tested=to_be_tested
+        )
         try:
             yield
             if new is not None:
@@ -350,7 +368,7 @@ class Deployer:
         except BaseException as error:
             if not claim.in_doubt:
                 raise  # it stands
-            sure = isinstance(error, LoadFailed)
+            sure = isinstance(error, (LoadFailed, SmokeTestFailed))
             problems = self._recovery.undo(claim.name, change, workspace, sure=sure)
             later = any(map(unfinished, problems))
             if not later:
@@ -369,13 +387,16 @@ class Deployer:
                     ) from error
             raise
 
-    def _stage(self, workspace: Workspace, wanted: _Wanted, known: set[int]) -> tuple[Record, Layout]:
-        """Build the new model directory in the workspace; return its record and its layout.
+    def _stage(
+        self, workspace: Workspace, wanted: _Wanted, known: set[int]
+    ) -> tuple[Record, Layout, Example | None]:
+        """Build the new model directory in the workspace; return its record, its layout, and what to test it with.
 
         `known`: versions that the server has loaded under this name; see `_refuse_cached`.
         """
         name, model_uri, options = wanted.name, wanted.model_uri, wanted.options
         model = resolve(model_uri, workspace.download)
+        example = input_example(model) if options.smoke_test else None
         chosen = _flavor(model, wanted.flavor)
         if chosen == onnx.FLAVOR:
             run_files = workspace.download / ".run"
@@ -437,7 +458,7 @@ class Deployer:
         )
         (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
         _finish(workspace.model, mode)
-        return record, layout
+        return record, layout, example
 
     def _load(self, record: Record, load_with: str, options: DeploymentOptions, *, otherwise: str) -> None:
         """Load what was published and prove that it is what serves; `otherwise` tells what a failure leaves."""
@@ -448,6 +469,27 @@ class Deployer:
             raise type(error)(f"{error.message} {otherwise}") from None
         self._prove(record, otherwise)
         log.info("Triton loaded %r in %.2f s.", record.name, time.monotonic() - started)
+
+    def _smoke_test(
+        self,
+        record: Record,
+        layout: Layout,
+        example: Example | None,
+        options: DeploymentOptions,
+        *,
+        otherwise: str,
+    ) -> None:
+        """Let the deployment that has just been proven answer a request, if that is wanted."""
+        if not options.smoke_test:
+            return
+        from mlflow_triton.smoke import smoke_test  # noqa: PLC0415 - pandas, which nothing else here needs
+
+        try:
+            version = model_config.served(layout.config, layout.versions)[-1]
+            smoke_test(self._control, record.name, version=version, example=example)
+        except SmokeTestFailed as error:
+            raise SmokeTestFailed(f"{error.message} {otherwise}") from None
+        self._prove(record, otherwise)  # another client may have loaded something else meanwhile
 
     def _prove(self, record: Record, otherwise: str) -> None:
         """Refuse what the server runs after a load, if it is not this deployment."""

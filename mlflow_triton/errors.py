@@ -21,6 +21,7 @@ Each one is an ``MlflowException`` (with MLflow's error code, for Python callers
     │   └── ServerTimeout            DEADLINE_EXCEEDED
     ├── ServerRefused                INVALID_STATE             Triton answered: no
     │   ├── LoadFailed                                         to a load or unload
+    │   ├── SmokeTestFailed                                    to the first request, before the deployment stood
     │   └── InferenceFailed          BAD_REQUEST               to an inference request
     └── EmbeddedServerError          INTERNAL_ERROR            the embedded server cannot be had or run
 """
@@ -53,6 +54,7 @@ __all__ = [
     "ServerRefused",
     "ServerTimeout",
     "ServerUnavailable",
+    "SmokeTestFailed",
     "TritonPluginError",
 ]
 
@@ -163,6 +165,10 @@ class ServerRefused(TritonPluginError):
 
 class LoadFailed(ServerRefused):
     """Triton could not load or unload the model."""
+
+
+class SmokeTestFailed(ServerRefused):
+    """A model that had just been loaded did not answer the request that was to test it."""
 
 
 class InferenceFailed(ServerRefused):

@@ -47,6 +47,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("true or false")
+    return text.lower() == "true"
+
+
 OPTIONS = (
     OptionDefinition(
         "version",
@@ -66,6 +72,12 @@ OPTIONS = (
         f"Seconds to wait while another operation is at the same deployment (default {LOCK_TIMEOUT:g}). Also for delete.",
         _seconds,
     ),
+    OptionDefinition(
+        "smoke_test",
+        "BOOLEAN",
+        "true: before the change stands, the new model must answer a request: MLflow's input_example of the model, else zeros (default false).",
+        _switch,
+    ),
 )
 
 
@@ -77,11 +89,13 @@ class DeploymentOptions:
         version: Version directory for a flavor without versions of its own; ``None``: 1.
         load_timeout: Seconds; ``None``: the setting's.
         lock_timeout: Seconds; ``None``: `LOCK_TIMEOUT`.
+        smoke_test: Whether the new model must answer a request before the change stands.
     """
 
     version: int | None = None
     load_timeout: float | None = None
     lock_timeout: float | None = None
+    smoke_test: bool = False
 
     @classmethod
     def parse(cls, config: Mapping[str, Any] | None) -> DeploymentOptions:

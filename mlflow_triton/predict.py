@@ -14,8 +14,9 @@ from mlflow_triton.tensors.encode import cast, check_shape, name_values, to_arra
 if TYPE_CHECKING:
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
+    from mlflow_triton.serving.inference import ModelMetadata
 
-__all__ = ["example_input", "predict"]
+__all__ = ["example_input", "predict", "prepare"]
 
 
 def predict(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> TritonPredictions:
@@ -33,6 +34,21 @@ def predict(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> Tri
         InferenceFailed: The model failed.
         ServerUnavailable: No usable answer.
     """
+    model, tensors = prepare(http, control, name, inputs)
+    outputs = infer(http, name, tensors)
+    # Triton answers in the order of its own; users see the model's.
+    order = [tensor.name for tensor in model.outputs if tensor.name in outputs]
+    return decode({tensor: outputs.pop(tensor) for tensor in order} | outputs)
+
+
+def prepare(
+    http: HttpEndpoint, control: Control, name: str, inputs: Any
+) -> tuple[ModelMetadata, dict[str, tuple[str, np.ndarray[Any, Any]]]]:
+    """Describe a model and encode inputs for it; see `predict`.
+
+    Returns:
+        What the model declares, and by tensor the datatype and an array of it.
+    """
     model = metadata(http, name)
     declared = {tensor.name: tensor for tensor in model.inputs}
     try:
@@ -48,10 +64,7 @@ def predict(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> Tri
             tensors[tensor] = (declared[tensor].datatype, array)
     except InvalidInput as error:
         raise InvalidInput(f"Nothing was sent to {name!r}. {error.message}") from None
-    outputs = infer(http, name, tensors)
-    # Triton answers in the order of its own; users see the model's.
-    order = [tensor.name for tensor in model.outputs if tensor.name in outputs]
-    return decode({tensor: outputs.pop(tensor) for tensor in order} | outputs)
+    return model, tensors
 
 
 def _require_optional(control: Control, name: str, missing: list[str]) -> None:

@@ -39,6 +39,10 @@ DEPLOYMENT_ID = "mlflow.deployment_id"
 #: Seconds for each call to the server while a change is undone.
 UNDO_TIMEOUT = 30.0
 READY_TIMEOUT = 5.0
+LOST = (
+    "What it replaced is gone, or is out of this machine's sight, so that it stands; but the server does not serve it. "
+    "Update {name!r}, or delete it."
+)
 
 
 class Recovery:
@@ -89,7 +93,7 @@ class Recovery:
             claim: On the deployment's name.
             spare: A workspace of this operation.
             repeated: The interrupted creation is made once more: undo it in any case, so that it is not
-                refused for what it did itself.
+                refused for what it did itself. So is a change that was to be tested, and was not.
 
         Returns:
             What was done, as a sentence; ``None``: there was nothing to do.
@@ -102,9 +106,12 @@ class Recovery:
         if change is None:
             return None
         left = self._repository.interrupted_workspace(change.token)
-        again = repeated and change.operation == "create"
-        problems = []
-        if again or not self._finish(name, change):
+        again = (repeated and change.operation == "create") or change.to_be_tested
+        problems: list[Exception] = []
+        if left is None and change.operation == "update" and self._has(name, change.new):
+            if not self._finish(name, change):
+                problems = [RepositoryError(LOST.format(name=name))]
+        elif again or not self._finish(name, change):
             problems = self.undo(name, change, left or spare, timeout=None)
             if left is not None and not self.is_on_disk(name, change):
                 left.discard()

@@ -28,6 +28,8 @@ def test_no_options(config: dict[str, str] | None) -> None:
         ({"version": "007"}, DeploymentOptions(version=7)),
         ({"load_timeout": "0.5", "version": "2"}, DeploymentOptions(version=2, load_timeout=0.5)),
         ({"load_timeout": 30}, DeploymentOptions(load_timeout=30.0)),
+        ({"smoke_test": "True"}, DeploymentOptions(smoke_test=True)),
+        ({"smoke_test": False}, DeploymentOptions(smoke_test=False)),
     ],
 )
 def test_options(config: dict[str, Any], expected: DeploymentOptions) -> None:
@@ -50,7 +52,8 @@ def test_options(config: dict[str, Any], expected: DeploymentOptions) -> None:
         ({"load_timeout": "inf"}, "load_timeout='inf' is not"),
         ({"load_timeout": "nan"}, "load_timeout='nan' is not"),
         ({"load_timeout": "1m"}, "load_timeout='1m' is not"),
-        ({"Version": "1"}, "'Version' is not an option (known: version, load_timeout, lock_timeout)"),
+        ({"Version": "1"}, "'Version' is not an option (known: version, load_timeout, "),
+        ({"smoke_test": "yes"}, "smoke_test='yes' is not true or false"),
     ],
 )
 def test_options_that_are_refused(config: dict[str, Any], words: str) -> None:

@@ -79,6 +79,7 @@ class Change:
         new: The id of the deployment that is to be there afterwards; ``None`` for a deletion.
         was_ready: Whether the server served the old deployment.
         server_was_ready: Whether the server as a whole called itself ready.
+        to_be_tested: Whether the new model is to pass a test that nobody but that operation can make.
     """
 
     operation: str
@@ -87,6 +88,7 @@ class Change:
     new: str | None
     was_ready: bool
     server_was_ready: bool
+    to_be_tested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +148,20 @@ class Claim:
         self.announce()
         os.fsync(self._descriptor)
 
-    def begin(self, new: str | None, *, was_ready: bool, server_was_ready: bool) -> Change:
+    def begin(
+        self, new: str | None, *, was_ready: bool, server_was_ready: bool, to_be_tested: bool = False
+    ) -> Change:
         """Write down, for good, that a change begins; it may be made when this has returned.
 
         Args:
             new: The id of the deployment that is to be there afterwards; ``None`` for a deletion.
             was_ready: Whether the server serves the present deployment.
             server_was_ready: Whether the server as a whole calls itself ready.
+            to_be_tested: Whether the change stands only after a test of this operation's own.
         """
-        change = Change(self.operation, self.token, str(self._holder), new, was_ready, server_was_ready)
+        change = Change(
+            self.operation, self.token, str(self._holder), new, was_ready, server_was_ready, to_be_tested
+        )
         self._append("change", change)
         self._pending = change
         os.fsync(self._descriptor)
@@ -346,12 +353,13 @@ def _parse(text: bytes) -> tuple[Holder | None, Change | None]:
 
 
 def _entry(kind: type[Any], document: Any) -> Any:
-    names = [field.name for field in fields(kind)]
-    if not isinstance(document, dict) or not all(
-        _VALID.get(name, _is_text)(document.get(name, ...)) for name in names
-    ):
+    if not isinstance(document, dict):
         return None
-    return kind(**{name: document[name] for name in names})
+    # What has a default may be missing: an earlier version did not write it.
+    values = {field.name: document.get(field.name, field.default) for field in fields(kind)}
+    if not all(_VALID.get(name, _is_text)(value) for name, value in values.items()):
+        return None
+    return kind(**values)
 
 
 def _is_text(value: object) -> bool:
@@ -370,6 +378,7 @@ _VALID: Final[dict[str, Callable[[object], bool]]] = {
     "pid": lambda value: type(value) is int,
     "was_ready": _is_bool,
     "server_was_ready": _is_bool,
+    "to_be_tested": _is_bool,
 }
 
 

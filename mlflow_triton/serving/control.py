@@ -62,10 +62,13 @@ class Control:
     Args:
         http: Where the server's state is read, and models are loaded when gRPC is out of reach.
         settings: `grpc_url`, `headers`, `request_timeout` and `load_timeout` are used.
+
+    Attributes:
+        http: As given.
     """
 
     def __init__(self, http: HttpEndpoint, settings: Settings) -> None:
-        self._http = http
+        self.http = http
         self._settings = settings
         self._warned = False
 
@@ -86,7 +89,7 @@ class Control:
             timeout: Seconds; default: the setting `request_timeout`.
         """
         path = "/v2/repository/index"
-        entries = self._checked(self._http.json("POST", path, {}, timeout=timeout), list, path)
+        entries = self._checked(self.http.json("POST", path, {}, timeout=timeout), list, path)
         if not all(map(_is_entry, entries)):
             raise ServerUnavailable(
                 f"{self._where} answered /v2/repository/index in a form that Triton never uses."
@@ -108,7 +111,7 @@ class Control:
     def config(self, name: str) -> dict[str, Any] | None:
         """Return the configuration with which the server runs a model; ``None`` when it serves none."""
         path = f"/v2/models/{segment(name)}/config"
-        answer = self._http.json("GET", path)
+        answer = self.http.json("GET", path)
         if isinstance(answer, Response) and answer.status in (400, 404):
             return None
         config: dict[str, Any] = self._checked(answer, dict, path)
@@ -117,7 +120,7 @@ class Control:
     def is_ready(self, name: str, version: int | None = None) -> bool:
         """Say whether a model (version) answers inference requests."""
         versions = "" if version is None else f"/versions/{version}"
-        return self._http.request("GET", f"/v2/models/{segment(name)}{versions}/ready").status == 200
+        return self.http.request("GET", f"/v2/models/{segment(name)}{versions}/ready").status == 200
 
     def is_server_ready(self) -> bool:
         """Say whether the server as a whole calls itself ready.
@@ -125,7 +128,7 @@ class Control:
         With Triton's default, strict readiness, one failed load makes it unready until a model of the
         same name and version has been loaded.
         """
-        return self._http.request("GET", "/v2/health/ready").status == 200
+        return self.http.request("GET", "/v2/health/ready").status == 200
 
     def load(
         self,
@@ -153,7 +156,7 @@ class Control:
         with self._grpc() as grpc:
             if grpc is None:
                 encoded = {key: base64.b64encode(content).decode() for key, content in contents.items()}
-                answer = self._http.json(
+                answer = self.http.json(
                     "POST",
                     f"/v2/repository/models/{segment(name)}/load",
                     {"parameters": {"config": config_json, **encoded}},
@@ -205,7 +208,7 @@ class Control:
         with self._grpc() as grpc:
             if grpc is None:
                 path = f"/v2/repository/models/{segment(name)}/unload"
-                answer = self._http.json("POST", path, {}, timeout=seconds)
+                answer = self.http.json("POST", path, {}, timeout=seconds)
                 if isinstance(answer, Response):
                     raise self._refused("unload", name, answer.error)
             else:
@@ -236,7 +239,7 @@ class Control:
         return f"Triton at {self._settings.http_url}"
 
     def _get(self, path: str, kind: type) -> Any:
-        return self._checked(self._http.json("GET", path), kind, path)
+        return self._checked(self.http.json("GET", path), kind, path)
 
     def _checked(self, answer: Any, kind: type, path: str) -> Any:
         if isinstance(answer, Response):

@@ -82,7 +82,12 @@ def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorMetadata, ...]:
 
 
 def infer(
-    http: HttpEndpoint, name: str, inputs: Mapping[str, tuple[str, np.ndarray[Any, Any]]]
+    http: HttpEndpoint,
+    name: str,
+    inputs: Mapping[str, tuple[str, np.ndarray[Any, Any]]],
+    *,
+    version: int | None = None,
+    parameters: Mapping[str, object] | None = None,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Execute one inference request.
 
@@ -91,6 +96,8 @@ def infer(
         name: The model.
         inputs: Tensor name to datatype and array, the array already of that datatype
             (little-endian; ``bytes`` objects for BYTES).
+        version: The version that is to answer; default: the highest one that is ready.
+        parameters: Of the request, such as those of a sequence.
 
     Returns:
         Every output by name; BYTES as object arrays of ``bytes``.
@@ -112,12 +119,13 @@ def infer(
                 }
                 for (tensor, (datatype, array)), payload in zip(inputs.items(), payloads, strict=True)
             ],
-            "parameters": {"binary_data_output": True},
+            "parameters": {**(parameters or {}), "binary_data_output": True},
         }
     ).encode()
+    versions = "" if version is None else f"/versions/{version}"
     response = http.request(
         "POST",
-        f"/v2/models/{segment(name)}/infer",
+        f"/v2/models/{segment(name)}{versions}/infer",
         body=b"".join([header, *payloads]),
         headers={HEADER_LENGTH: str(len(header)), "content-type": "application/octet-stream"},
     )

@@ -1,0 +1,61 @@
+"""MLflow's input example of a model, as it was logged with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlflow.models import Model
+
+from mlflow_triton.errors import InvalidModel
+from mlflow_triton.models.tracking import first_words
+
+if TYPE_CHECKING:
+    from mlflow_triton.models.resolve import ResolvedModel
+
+__all__ = ["Example", "input_example"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An input that the model's author gave as an example.
+
+    Attributes:
+        value: What the author passed: a DataFrame, an array, a dict of arrays, or what JSON makes of
+            other things.
+    """
+
+    value: Any
+
+
+def input_example(model: ResolvedModel) -> Example | None:
+    """Read a model's input example; ``None``: it was logged without one.
+
+    Args:
+        model: The resolved model; its files must still be in place.
+
+    Raises:
+        InvalidModel: MLmodel names an example that is not there, leads out of the model, or cannot be read.
+    """
+    try:
+        logged = Model.load(str(model.path / "MLmodel"))
+        info = logged.saved_input_example_info
+        if not info:
+            return None
+        path = model.path / str(info["artifact_path"])
+        if path.is_symlink() or not path.resolve().is_relative_to(model.path.resolve()):
+            raise ValueError(f"{info['artifact_path']!r} is outside of the model")  # noqa: TRY301 - as the others
+        document = json.loads(path.read_bytes())
+        data = document["inputs"] if info.get("params") else document
+        # MLflow takes a string there for the path of another file, wherever that is.
+        if info["type"] == "ndarray" and isinstance(data, str):
+            raise TypeError("it is said to be an array, and is a string")  # noqa: TRY301 - as the others
+        example = logged.load_input_example(str(model.path))
+    except Exception as error:  # noqa: BLE001 - MLflow raises whatever its parsers raise on a broken file
+        raise InvalidModel(
+            f"{model.origin.uri}: its input_example, which -C smoke_test=true would send, cannot be read: "
+            f"{first_words(error)} Nothing was changed. Log the model with another input_example, or deploy it "
+            "without the option."
+        ) from None
+    return Example(example)
