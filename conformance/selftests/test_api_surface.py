@@ -39,7 +39,7 @@ PUBLIC = {
         "DeploymentBusy", "DeploymentExists", "DeploymentNotFound", "EmbeddedServerError", "InferenceFailed", "InvalidInput",
         "InvalidModel", "InvalidModelConfig", "InvalidName", "InvalidOption", "InvalidParameter", "InvalidSetting",
         "LoadFailed", "ModelNotFound", "RepositoryError", "RepositoryMismatch", "ServerRefused", "ServerTimeout",
-        "ServerUnavailable", "TritonPluginError",
+        "ServerUnavailable", "SmokeTestFailed", "TritonPluginError",
     },
 }  # fmt: skip
 
