@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_triton import __version__
+from mlflow_triton.configure import configured
 from mlflow_triton.errors import (
     DeploymentExists,
     DeploymentNotFound,
@@ -41,7 +42,7 @@ from mlflow_triton.models.resolve import resolve
 from mlflow_triton.options import LOCK_TIMEOUT, DeploymentOptions
 from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
 from mlflow_triton.repository import config as model_config
-from mlflow_triton.repository.layout import CONFIG_FILE, check_name, lay_out
+from mlflow_triton.repository.layout import CONFIG_FILE, check_name
 from mlflow_triton.repository.record import RECORD_NAME, Record, digest
 
 if TYPE_CHECKING:
@@ -409,13 +410,7 @@ class Deployer:
             )
         else:
             contents = triton.contents(model)
-        layout = lay_out(
-            contents.files,
-            origin=model_uri,
-            config_text=contents.config_text,
-            directories=contents.directories,
-            unusual=contents.unusual,
-        )
+        layout = configured(contents, options, name=name, origin=model_uri)
         cached = layout.config.response_cache.enable
         if (
             cached
@@ -455,6 +450,7 @@ class Deployer:
             files=dict(sorted(digests.items())),
             plugin_version=__version__,
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            options=options.applied(),
         )
         (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
         _finish(workspace.model, mode)

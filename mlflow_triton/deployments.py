@@ -284,6 +284,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
             "files": record.files,
             "plugin_version": record.plugin_version,
             "created_at": record.created_at,
+            "options": record.options,
             "triton_url": str(self._settings.http_url),
             "triton_grpc_url": str(self._settings.grpc_url),
             "model_repository": str(self._settings.model_repository),

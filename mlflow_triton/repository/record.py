@@ -42,6 +42,7 @@ class Record:
         files: Path in the directory to ``sha256:…`` of every published file.
         plugin_version: Of this package.
         created_at: UTC, ISO 8601.
+        options: Deployment options that made the configuration what it is, by name, as JSON.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Record:
     files: dict[str, str] = field(default_factory=dict)
     plugin_version: str | None = None
     created_at: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the text of ``mlflow-meta.json``."""
@@ -116,6 +118,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("plugin_version", "created_at"), _text_or_none),
     "versions": _versions,
     "files": _digests,
+    "options": lambda value: isinstance(value, dict),
 }
 
 
