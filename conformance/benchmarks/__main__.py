@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: In the order in which they run: module -> what it shows.
 BENCHMARKS = {
     "updates_under_load": "requests during updates: failures, old answers, latency",
+    "space": "bytes written, disk and memory of create and update of 512 MB, beside a link and a download",
+    "duration": "create and update, beside files placed by hand and Triton's own load",
+    "parallel": "eight deployments at once, beside the same in turn",
 }
 
 
@@ -47,7 +50,8 @@ def main() -> int:
     from benchmarks.bench import Bench  # noqa: PLC0415 - imports MLflow, which reads the environment
     from mlflow_triton.embedded.runtime import safe_temporary_directory  # noqa: PLC0415 - same
 
-    logging.getLogger("mlflow_triton").setLevel(logging.ERROR)
+    for name in ("mlflow", "mlflow_triton"):  # which warns of loads over HTTP, as it should
+        logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(
         prefix="mlflow-triton-benchmark-", dir=safe_temporary_directory()
     ) as directory:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -14,16 +16,17 @@ import mlflow
 from mlflow.deployments import get_deploy_client
 
 from benchmarks.figures import Quantity
+from benchmarks.requester import over_http
 from mlflow_triton import flavor
 from mlflow_triton.embedded import EmbeddedTriton
 from pytest_mlflow_triton.servers import embedded
 from pytest_mlflow_triton.servers.specs import MlflowSpec, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["Bench", "Triton", "interleaved", "seconds"]
+__all__ = ["Bench", "Logged", "Triton", "interleaved", "seconds"]
 
 #: Complete, so that Triton need not find anything out. One instance, as each is a process.
 CONFIG = """\
@@ -53,15 +56,41 @@ WEIGHTS = "weights.bin"
 _BLOCK = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A model in MLflow.
+
+    Attributes:
+        uri: Its URI.
+        number: What it answers.
+        files: Path in the model's directory to where the file is: a path or a URL.
+    """
+
+    uri: str
+    number: int
+    files: Mapping[str, str]
+
+
 class Triton(EmbeddedTriton):
     """An embedded Triton, and the plugin's clients for it."""
 
-    def client(self, *, grpc: bool = True) -> Any:
-        """Return MLflow's deployment client; without `grpc`, it controls models over HTTP."""
+    def target(self, *, grpc: bool = True) -> str:
+        """Return the target URI; without `grpc`, models are controlled over HTTP."""
         query = {"model_repository": str(self.model_repository)}
         if grpc:
             query["grpc_url"] = self.grpc_url
-        return get_deploy_client(f"{self.http_url.replace('http://', 'triton://')}?{urlencode(query)}")
+        return f"{self.http_url.replace('http://', 'triton://')}?{urlencode(query)}"
+
+    def client(self, *, grpc: bool = True) -> Any:
+        """Return MLflow's deployment client for that target."""
+        return get_deploy_client(self.target(grpc=grpc))
+
+    def wrong(self, name: str, number: int) -> list[str]:
+        """Ask a model which one it is; return what is wrong with the answer."""
+        answer = over_http(self.http_url.removeprefix("http://"), name)()
+        return (
+            [] if answer == number else [f"{name!r} is to be model {number}, and answers as model {answer}"]
+        )
 
 
 class Bench:
@@ -96,6 +125,7 @@ class Bench:
         directory.mkdir()
         place = Place(directory, directory / "log", {}, self.say)
         with embedded.mlflow(MlflowSpec("embedded"), place) as server, _tracking(server.tracking_uri):
+            mlflow.set_experiment("benchmark")
             yield
 
     @contextmanager
@@ -127,6 +157,19 @@ class Bench:
                 for start in range(0, size, _BLOCK):
                     file.write(block[: size - start])
         return directory
+
+    def log(self, number: int, *, size: int = 0) -> Logged:
+        """Log such a model to MLflow, wherever that is at present."""
+        directory = self.save(number, size=size)
+        info = flavor.log_model(directory, name="model", registered_model_name=directory.name)
+        shutil.rmtree(directory)
+        location = mlflow.MlflowClient().get_logged_model(info.model_id).artifact_location
+        base = f"{location}/{directory.name}"
+        if base.startswith("mlflow-artifacts:/"):
+            path = base.removeprefix("mlflow-artifacts:/").lstrip("/")
+            base = f"{mlflow.get_tracking_uri()}/api/2.0/mlflow-artifacts/artifacts/{path}"
+        files = ["config.pbtxt", "1/model.py", *([f"1/{WEIGHTS}"] if size else [])]
+        return Logged(f"models:/{directory.name}/1", number, {file: f"{base}/{file}" for file in files})
 
     def save_for_mlflow(self, number: int, *, load_seconds: float = 0) -> str:
         """Write the same as a model of MLflow's and return its path, which is a model URI."""
