@@ -131,10 +131,11 @@ class Bench:
     @contextmanager
     def mlflow_files(self) -> Iterator[None]:
         """Have MLflow's client keep models as files on this filesystem, without a server."""
-        directory = self._new("mlflow-files")
-        directory.mkdir()
+        directory = self.directory / "mlflow-files"
         with _tracking(f"sqlite:///{directory}/mlflow.db"):
-            mlflow.create_experiment("benchmark", artifact_location=str(directory / "artifacts"))
+            if not directory.exists():
+                directory.mkdir()
+                mlflow.create_experiment("benchmark", artifact_location=str(directory / "artifacts"))
             mlflow.set_experiment("benchmark")
             yield
 

@@ -16,13 +16,11 @@ from benchmarks.requester import CONNECTIONS, TRANSPORTS, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from benchmarks.bench import Bench, Triton
 
 __all__ = ["run"]
 
-NAME = "busy"
 THREADS = 4
 #: Seconds that a requester may take to start and, after its standard input has ended, to end.
 REQUESTER_TIMEOUT = 60.0
@@ -112,47 +110,35 @@ def _measure(
 ) -> tuple[list[Request], list[Phase], list[tuple[float, int, str]]]:
     """Return every request, the phases, and for each update when it returned, its number and its control."""
     clients = {control: server.client(grpc=grpc) for control, grpc in CONTROLS.items()}
-    first = clients["gRPC"]
+    name = f"busy-{transport}"
     uris = [bench.save_for_mlflow(number) for number in range(1 + 2 * updates)]
-    first.create_deployment(NAME, uris[0])
+    clients["gRPC"].create_deployment(name, uris[0])
     phases: list[Phase] = []
     returned: list[tuple[float, int, str]] = []
     report = bench.directory / f"requests-{transport}.json"
     address = server.grpc_url if transport == "gRPC" else server.http_url.removeprefix("http://")
-    try:
-        with _requester(transport, address, report):
-            pause = 0.5
-            for number, uri in enumerate(uris[1:], start=1):
-                control = tuple(CONTROLS)[number % 2]
-                start = time.monotonic()
-                time.sleep(pause)
-                begun = time.monotonic()
-                phases.append(Phase("", start, begun))
-                clients[control].update_deployment(NAME, uri)
-                end = time.monotonic()
-                phases.append(Phase(control, begun, end))
-                returned.append((end, number, control))
-                pause = end - begun
-            time.sleep(0.2)  # for requests that begin after the last update
-    finally:
-        first.delete_deployment(NAME)
+    with _requester([transport, address, name, str(THREADS), str(report)]):
+        pause = 0.5
+        for number, uri in enumerate(uris[1:], start=1):
+            control = tuple(CONTROLS)[number % 2]
+            start = time.monotonic()
+            time.sleep(pause)
+            begun = time.monotonic()
+            phases.append(Phase("", start, begun))
+            clients[control].update_deployment(name, uri)
+            end = time.monotonic()
+            phases.append(Phase(control, begun, end))
+            returned.append((end, number, control))
+            pause = end - begun
+        time.sleep(0.2)  # for requests that begin after the last update
     requests = [Request(*request) for request in json.loads(report.read_bytes())]
     return requests, phases, returned
 
 
 @contextmanager
-def _requester(transport: str, address: str, report: Path) -> Iterator[None]:
-    """Let a process send requests while the block runs."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.requester",
-        transport,
-        address,
-        NAME,
-        str(THREADS),
-        str(report),
-    ]
+def _requester(arguments: list[str]) -> Iterator[None]:
+    """Let a process send requests while the block runs; the arguments are those of its `main`."""
+    command = [sys.executable, "-m", "benchmarks.requester", *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     overdue = threading.Timer(REQUESTER_TIMEOUT, process.kill)
     overdue.start()

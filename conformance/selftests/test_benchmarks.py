@@ -57,9 +57,9 @@ def test_interrupted(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert "updates_under_load: " in process.stderr.readline()
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("*/repository-*/busy")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("*/repository-*/busy-HTTP")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert list(tmp_path.glob("*/repository-*/busy"))
+        assert list(tmp_path.glob("*/repository-*/busy-HTTP"))
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         process.communicate(timeout=60)
     finally:
