@@ -21,9 +21,9 @@ def run(bench: Bench) -> Result:
     """Create eight deployments in turn and at once, of models that load quickly and slowly."""
     rows: list[dict[str, str | int | Quantity]] = []
     problems: list[str] = []
-    count, turns, slowest = (2, 1, 0.2) if bench.quick else (DEPLOYMENTS, 3, 1.0)
+    count, turns, durations = (2, 1, [0.2]) if bench.quick else (DEPLOYMENTS, 3, [0.0, 1.0])
     with bench.triton(*(["--disable-auto-complete-config"] if bench.quick else [])) as server:
-        for load_seconds in (0.0, slowest):
+        for load_seconds in durations:
             bench.say(f"parallel: {count} models that take {load_seconds:g} s in initialize")
             uris = [bench.save_for_mlflow(n, load_seconds=load_seconds) for n in range(count)]
             found = interleaved(

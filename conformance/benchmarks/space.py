@@ -60,11 +60,12 @@ def _measure(bench: Bench, server: Triton, size: int) -> tuple[dict[str, list[Us
     """Return each operation's usages, and wrong answers."""
     first, second = bench.log(1, size=size), bench.log(2, size=size)
     fetched = bench.directory / "fetched"
-    found: dict[str, list[Usage]] = {"fetch": [], "create": [], "update": []}
+    steps = {"create": first} if bench.quick else {"create": first, "update": second}
+    found: dict[str, list[Usage]] = {verb: [] for verb in ("fetch", *steps)}
     wrong: list[str] = []
     for _ in range(1 if bench.quick else 3):
         found["fetch"].append(_fetch(fetched, first.files, bench.directory))
-        for verb, model in (("create", first), ("update", second)):
+        for verb, model in steps.items():
             operation = {"verb": verb, "target": server.target(), "model": model.uri, "files": {}}
             found[verb].append(measure(operation, bench.directory))
             wrong += server.wrong("plugin", model.number)

@@ -4,7 +4,7 @@
   becomes dirty, so that a later or never finished write to the disk counts all the same; a link costs nothing. On
   a filesystem in memory it is 0.
 * disk: the blocks of all files below a directory, each counted once however many links it has (what du(1) counts),
-  looked at every few milliseconds; the highest growth is the peak.
+  looked at fifty times a second; the highest growth is the peak.
 * memory: ``VmHWM`` of proc_pid_status(5), the highest resident memory.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Usage", "measure"]
 
 TIMEOUT = 600.0
-_PAUSE = 0.005
+_PAUSE = 0.02  # seconds; less would take the processor from what is measured
 
 
 @dataclass(frozen=True, slots=True)
