@@ -121,6 +121,7 @@ class Deployer:
         self._repository = repository
         self._control = control
         self._recovery = Recovery(repository, control)
+        self._dependants = self._recovery.dependants
 
     def create(self, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions) -> Deployment:
         """Deploy a model under a new name, and describe what serves.
@@ -144,7 +145,11 @@ class Deployer:
                     workspace, _Wanted(name, model_uri, flavor, options), set()
                 )
                 load_with = override(layout.config, record.deployment_id)
-                with self._change(claim, workspace, record, was_ready=False, to_be_tested=options.smoke_test):
+                self._dependants.refuse_missing(name, layout)
+                with (
+                    self._dependants.members_proven(layout.config),
+                    self._change(claim, workspace, record, was_ready=False, to_be_tested=options.smoke_test),
+                ):
                     try:
                         workspace.publish(name)
                     except FileExistsError:
@@ -176,12 +181,18 @@ class Deployer:
                 known = self._known_versions(name)
                 record, layout, example = self._stage(workspace, _Wanted(name, uri, flavor, options), known)
                 load_with = override(layout.config, record.deployment_id)
-                with self._change(
-                    claim, workspace, record, was_ready=was_ready, to_be_tested=options.smoke_test
+                self._dependants.refuse_missing(name, layout)
+                ensembles = self._dependants.refuse_update(name, layout, workspace.model)
+                with (
+                    self._dependants.members_proven(layout.config),
+                    self._change(
+                        claim, workspace, record, was_ready=was_ready, to_be_tested=options.smoke_test
+                    ),
                 ):
                     workspace.swap(name)
                     unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
                     self._load(record, load_with, options, otherwise=unchanged)
+                    self._dependants.refuse_broken(name, ensembles, unchanged)
                     self._smoke_test(record, layout, example, options, otherwise=unchanged)
                     deployment = _describe(record, self._control.index(), None)
         log.info("Updated the deployment %r (%s) to %s.", name, record.deployment_id, uri)
@@ -204,6 +215,7 @@ class Deployer:
                 if not self._repository.exists(name):
                     return  # deleted by the deletion that has just been finished
                 self._managed(name)
+                self._dependants.refuse_delete(name)
                 with self._change(claim, workspace, None, was_ready=self._control.is_ready(name)):
                     try:
                         self._control.unload(name, timeout=options.load_timeout)
@@ -264,8 +276,13 @@ class Deployer:
         self._repository.check()
         self._control.server()  # one error, if it is out of reach
         wanted = list(dict.fromkeys(names)) or [record.name for record in self._repository.records()]
+        outcomes: dict[str, Restored] = {}
         with ThreadPoolExecutor(max_workers=PARALLEL_LOADS) as pool:
-            return list(pool.map(lambda name: self._restore(name, options), wanted))
+            for group in self._dependants.load_order(wanted):
+                outcomes |= zip(
+                    group, pool.map(lambda name: self._restore(name, options), group), strict=True
+                )
+        return [outcomes[name] for name in wanted]
 
     def _restore(self, name: str, options: DeploymentOptions) -> Restored:
         started = time.monotonic()

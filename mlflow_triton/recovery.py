@@ -10,6 +10,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from mlflow_triton.dependants import Dependants
 from mlflow_triton.errors import (
     DeploymentBusy,
     LoadFailed,
@@ -51,11 +52,15 @@ class Recovery:
     Args:
         repository: Where the models' directories are.
         control: The server that reads them.
+
+    Attributes:
+        dependants: The ensembles of that repository and server.
     """
 
     def __init__(self, repository: LocalRepository, control: Control) -> None:
         self._repository = repository
         self._control = control
+        self.dependants = Dependants(repository, control, is_proven=self.is_proven, serve=self._load)
 
     def prove_repository(self, workspace: Workspace, name: str) -> None:
         """Refuse a repository that is not the server's, and a server that loads no models on request.
@@ -79,8 +84,18 @@ class Recovery:
         config = self._control.config(name)
         return None if config is None else model_config.parameter(config, DEPLOYMENT_ID)
 
+    def is_proven(self, name: str) -> bool:
+        """Say whether the server runs what the record of a deployment says."""
+        record = self._repository.record(name)
+        return record is not None and self.serving_id(name) == record.deployment_id
+
     def serve(self, name: str, *, timeout: float | None = None) -> None:
-        """Load what the repository has under a deployment's name, with its id."""
+        """Load what the repository has under a deployment's name, with its id, and an ensemble's members with theirs."""
+        config = model_config.parse(self._repository.config_text(name), origin=name)
+        with self.dependants.members_proven(config):
+            self._load(name, timeout=timeout)
+
+    def _load(self, name: str, *, timeout: float | None = None) -> None:
         record = self._repository.record(name)
         config = model_config.parse(self._repository.config_text(name), origin=name)
         identity = None if record is None else record.deployment_id

@@ -16,7 +16,7 @@ from mlflow_triton.errors import InvalidModel
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["external_data"]
+__all__ = ["external_data", "tensor_names"]
 
 # Where a TensorProto can stand, by message: field number -> message of the field.
 # Source: onnx/onnx.proto, IR version 12.
@@ -30,6 +30,8 @@ MESSAGES: dict[str, dict[int, str]] = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {13: "Entry"},
 }
+#: Field numbers of the same source.
+GRAPH, INITIALIZERS, INPUTS, OUTPUTS, VALUE_NAME, TENSOR_NAME = 7, 5, 11, 12, 1, 8
 #: Deeper than any model nests its subgraphs, and far from Python's recursion limit.
 DEEPEST = 200
 
@@ -52,6 +54,28 @@ def external_data(path: Path) -> tuple[PurePosixPath, ...]:
                 f"{path.name} is no ONNX model, or is cut off. Nothing was changed. Log the model again."
             ) from None
     return tuple(dict.fromkeys(_inside(location, path.name) for location in locations))
+
+
+def tensor_names(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of a model's inputs and of its outputs, as a runtime has them: without initializers.
+
+    Args:
+        path: A file of which `external_data` has been read.
+    """
+    found: dict[int, set[str]] = {INITIALIZERS: set(), INPUTS: set(), OUTPUTS: set()}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for graph, left, right in _fields(data, 0, len(data)):
+            if graph != GRAPH:
+                continue
+            for number, start, end in _fields(data, left, right):
+                if number in found:
+                    name = TENSOR_NAME if number == INITIALIZERS else VALUE_NAME
+                    found[number] |= {
+                        data[a:b].decode(errors="replace")
+                        for n, a, b in _fields(data, start, end)
+                        if n == name
+                    }
+    return frozenset(found[INPUTS] - found[INITIALIZERS]), frozenset(found[OUTPUTS])
 
 
 def _inside(location: str, name: str) -> PurePosixPath:

@@ -17,7 +17,19 @@ from tritonclient.grpc.model_config_pb2 import DESCRIPTOR, DataType, ModelConfig
 
 from mlflow_triton.errors import InvalidModelConfig
 
-__all__ = ["ModelConfig", "check", "is_ensemble", "parameter", "parse", "served", "to_json", "with_parameter"]
+__all__ = [
+    "ModelConfig",
+    "check",
+    "datatype",
+    "from_json",
+    "is_ensemble",
+    "members",
+    "parameter",
+    "parse",
+    "served",
+    "to_json",
+    "with_parameter",
+]
 
 _NO_FIELD: Final = re.compile(r'Message type "(?P<type>[\w.]+)" has no field named "(?P<word>[^"]*)"')
 _NO_VALUE: Final = re.compile(
@@ -84,6 +96,18 @@ def to_json(config: ModelConfig) -> str:
     return json_format.MessageToJson(config, preserving_proto_field_name=True, indent=None, ensure_ascii=True)
 
 
+def from_json(answer: Mapping[str, Any]) -> ModelConfig | None:
+    """Read the configuration that a server has answered; ``None``: it is none that this schema knows.
+
+    Args:
+        answer: The decoded JSON of ``GET /v2/models/X/config``.
+    """
+    try:
+        return json_format.ParseDict(dict(answer), ModelConfig(), ignore_unknown_fields=True)
+    except json_format.ParseError:
+        return None
+
+
 def with_parameter(config: ModelConfig, key: str, value: str) -> ModelConfig:
     """Copy a configuration with one string parameter set.
 
@@ -121,6 +145,16 @@ def parameter(config_json: Mapping[str, Any], key: str) -> str | None:
 def is_ensemble(config: ModelConfig) -> bool:
     """Say whether this model is an ensemble, which has version directories but no files in them."""
     return bool(config.platform == "ensemble" or config.HasField("ensemble_scheduling"))
+
+
+def members(config: ModelConfig) -> set[str]:
+    """Return the names of the models that an ensemble's steps use; none for any other model."""
+    return {step.model_name for step in config.ensemble_scheduling.step}
+
+
+def datatype(number: int) -> str:
+    """Return a datatype's name in the schema, such as ``TYPE_FP32``."""
+    return DataType.Name(number) if number in DataType.values() else str(number)
 
 
 def served(config: ModelConfig, versions: Collection[int]) -> tuple[int, ...]:

@@ -97,6 +97,14 @@ class LocalRepository:
         except FileNotFoundError:
             return b""
 
+    def config_texts(self) -> Iterator[tuple[str, bytes]]:
+        """Yield name and config.pbtxt of every model, whoever put it there; what cannot be read is left out."""
+        for name in sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(PREFIX)):
+            path = self.path / name / CONFIG_FILE
+            with suppress(OSError):
+                if path.is_file():  # and not a pipe, which would keep its reader waiting
+                    yield name, path.read_bytes()
+
     def records(self) -> Iterator[Record]:
         """Yield the record of every deployment, by name; a corrupt one is logged and left out."""
         for name in sorted(entry.name for entry in self.path.iterdir()):
