@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
 PYTEST = ("pytest", "--timeout=300")
-#: The tests mostly wait for servers, which the workers share; more workers than this only make each other wait.
+#: The tests mostly wait for servers, of which each worker has its own; more workers than this only make each other wait.
 #: In the files' own order: else those of one long test come last, and alone.
 PARALLEL = (*PYTEST, "--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
 BUILD_IMAGES = ("python", "fixtures/images/build.py")

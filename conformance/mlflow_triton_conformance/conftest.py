@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from pytest_mlflow_triton.fixtures.servers import Isolation
     from pytest_mlflow_triton.handles import MlflowServer, TritonServer
 
 # One server answers every example of a property, and it is not the examples' time that is tested.
@@ -27,6 +28,12 @@ settings.load_profile("conformance")
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the suite's marker, also where no pyproject.toml does."""
     config.addinivalue_line("markers", "slow: left out of the suite's quick part (-m 'not slow')")
+
+
+@pytest.fixture(scope="session")
+def triton_isolation() -> Isolation:
+    """Under pytest-xdist, each worker has servers of its own: tests look at all that a server has."""
+    return "worker"
 
 
 @pytest.fixture(scope="module")
