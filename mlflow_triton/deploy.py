@@ -36,30 +36,28 @@ from mlflow_triton.errors import (
     SmokeTestFailed,
     TritonPluginError,
 )
-from mlflow_triton.models import onnx, triton
-from mlflow_triton.models.example import input_example
-from mlflow_triton.models.resolve import resolve
+from mlflow_triton.models import onnx
 from mlflow_triton.options import LOCK_TIMEOUT, DeploymentOptions
 from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
 from mlflow_triton.repository import config as model_config
 from mlflow_triton.repository.layout import CONFIG_FILE, check_name
 from mlflow_triton.repository.record import RECORD_NAME, Record, digest
+from mlflow_triton.staging import deployed, downloaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mlflow_triton.models.example import Example
-    from mlflow_triton.models.resolve import ResolvedModel
     from mlflow_triton.repository.claim import Claim, Notice
     from mlflow_triton.repository.layout import Layout
     from mlflow_triton.repository.local import LocalRepository, Workspace
     from mlflow_triton.serving.control import Control, IndexEntry
+    from mlflow_triton.staging import Source
 
 __all__ = ["DEPLOYMENT_ID", "Deployer", "Deployment", "Restored"]
 
 log = logging.getLogger(__name__)
 
-FLAVORS = (onnx.FLAVOR, triton.FLAVOR)
 #: Triton itself loads four models at once, by default.
 PARALLEL_LOADS = 8
 
@@ -104,7 +102,7 @@ class _Wanted:
     """What the caller of a create or an update asked for."""
 
     name: str
-    model_uri: str
+    model_uri: str | None  # None: what is deployed already
     flavor: str | None
     options: DeploymentOptions
 
@@ -174,12 +172,21 @@ class Deployer:
         """
         with self._operation(name, "update", options) as claim:
             if claim.interrupted is None:
-                self._updatable(name, model_uri)
+                self._updatable(name, model_uri, flavor, options)
             with self._proven(claim) as workspace:
-                old, uri = self._updatable(name, model_uri)
+                old = self._updatable(name, model_uri, flavor, options)
+                if model_uri is not None and (dropped := old.options.keys() - options.applied().keys()):
+                    log.warning(
+                        "A model brings its own configuration: the options %s of %r do not apply to %s, unless given again.",
+                        ", ".join(sorted(dropped)),
+                        name,
+                        model_uri,
+                    )
                 was_ready = self._control.is_ready(name)
                 known = self._known_versions(name)
-                record, layout, example = self._stage(workspace, _Wanted(name, uri, flavor, options), known)
+                record, layout, example = self._stage(
+                    workspace, _Wanted(name, model_uri, flavor, options), known
+                )
                 load_with = override(layout.config, record.deployment_id)
                 self._dependants.refuse_missing(name, layout)
                 ensembles = self._dependants.refuse_update(name, layout, workspace.model)
@@ -195,7 +202,12 @@ class Deployer:
                     self._dependants.refuse_broken(name, ensembles, unchanged)
                     self._smoke_test(record, layout, example, options, otherwise=unchanged)
                     deployment = _describe(record, self._control.index(), None)
-        log.info("Updated the deployment %r (%s) to %s.", name, record.deployment_id, uri)
+        log.info(
+            "Updated the deployment %r (%s) to %s.",
+            name,
+            record.deployment_id,
+            model_uri or options.applied(),
+        )
         return deployment
 
     def delete(self, name: str, options: DeploymentOptions) -> None:
@@ -316,14 +328,18 @@ class Deployer:
             "It is untouched. Take another name, or move that model away."
         )
 
-    def _updatable(self, name: str, model_uri: str | None) -> tuple[Record, str]:
+    def _updatable(
+        self, name: str, model_uri: str | None, flavor: str | None, options: DeploymentOptions
+    ) -> Record:
         old = self._managed(name)
-        if model_uri is None:
+        given = options.applied()
+        if model_uri is None and (flavor is not None or not given):
+            nothing = "a flavor alone" if flavor is not None else "nothing"
             raise InvalidParameter(
-                f"Nothing to update {name!r} with: give the URI of a model (-m, model_uri=). "
-                f"It is unchanged and serves {old.mlflow_model_uri}."
+                f"{name!r} cannot be updated with {nothing}: give the URI of a model (-m, model_uri=), or options that "
+                f"change its configuration (-C, config=). It is unchanged and serves {old.mlflow_model_uri}."
             )
-        return old, model_uri
+        return old
 
     def _managed(self, name: str) -> Record:
         record = self._repository.record(name)
@@ -412,42 +428,33 @@ class Deployer:
 
         `known`: versions that the server has loaded under this name; see `_refuse_cached`.
         """
-        name, model_uri, options = wanted.name, wanted.model_uri, wanted.options
-        model = resolve(model_uri, workspace.download)
-        example = input_example(model) if options.smoke_test else None
-        chosen = _flavor(model, wanted.flavor)
-        if chosen == onnx.FLAVOR:
-            run_files = workspace.download / ".run"
-            run_files.mkdir()
-            contents = onnx.contents(model, version=options.version or 1, run_files=run_files)
-        elif options.version is not None:
-            raise InvalidParameter(
-                f"Nothing was changed: -C version={options.version} does not go with the flavor {triton.FLAVOR}, "
-                "whose directory brings its own version numbers."
-            )
-        else:
-            contents = triton.contents(model)
-        layout = configured(contents, options, name=name, origin=model_uri)
-        cached = layout.config.response_cache.enable
+        name, options, source = wanted.name, wanted.options, self._source(workspace, wanted)
+        layout = configured(source.contents, options, name=name, origin=source.name)
+        cached = layout.config.response_cache.enable and not source.answers_alike(layout.config)
         if (
             cached
-            and chosen == onnx.FLAVOR
+            and source.flavor == onnx.FLAVOR
             and options.version is None
             and known.intersection(layout.versions)
         ):
-            layout = layout.renumbered(1, max(known) + 1)
+            layout = layout.renumbered(layout.versions[0], max(known) + 1)
             log.info(
                 "%r becomes version %d: Triton may have cached answers of the others.", name, max(known) + 1
             )
         layout.check(name)
-        self._refuse_cached(layout, name, known, chosen)
+        if cached:
+            self._refuse_cached(layout, name, known, source.flavor)
         # The server may run as another user, and neither this user's umask nor a downloaded file's permissions know of it.
         mode = self._repository.path.stat().st_mode
         for directory in layout.directories:
             (workspace.model / directory).mkdir(parents=True, exist_ok=True)
         digests = {
-            str(target): _place(source, workspace.model / target, mode)
-            for target, source in layout.files.items()
+            str(target): (
+                _place(file, workspace.model / target, mode)
+                if source.directory is None
+                else source.copy(file, workspace.model / target)
+            )
+            for target, file in layout.files.items()
         }
         if layout.config_text is not None:
             (workspace.model / CONFIG_FILE).write_bytes(layout.config_text)
@@ -456,22 +463,30 @@ class Deployer:
         record = Record(
             name=name,
             triton_model_path=str(self._repository.path / name),
-            mlflow_model_uri=model_uri,
-            flavor=chosen,
+            mlflow_model_uri=source.origin.uri,
+            flavor=source.flavor,
             deployment_id=deployment_id,
-            model_name=model.origin.model_name,
-            model_version=model.origin.model_version,
-            model_id=model.origin.model_id,
-            run_id=model.origin.run_id,
+            model_name=source.origin.model_name,
+            model_version=source.origin.model_version,
+            model_id=source.origin.model_id,
+            run_id=source.origin.run_id,
             versions=layout.versions,
             files=dict(sorted(digests.items())),
             plugin_version=__version__,
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            options=options.applied(),
+            options=source.options,
+            times=_times(workspace.model),
         )
         (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
         _finish(workspace.model, mode)
-        return record, layout, example
+        return record, layout, source.example
+
+    def _source(self, workspace: Workspace, wanted: _Wanted) -> Source:
+        if wanted.model_uri is not None:
+            return downloaded(wanted.model_uri, wanted.flavor, wanted.options, workspace.download)
+        record = self._managed(wanted.name)
+        changed = self._repository.changed_files(record)
+        return deployed(record, self._repository.path / wanted.name, changed, wanted.options)
 
     def _load(self, record: Record, load_with: str, options: DeploymentOptions, *, otherwise: str) -> None:
         """Load what was published and prove that it is what serves; `otherwise` tells what a failure leaves."""
@@ -546,29 +561,6 @@ class Deployer:
         )
 
 
-def _flavor(model: ResolvedModel, wanted: str | None) -> str:
-    has = ", ".join(model.flavors) or "none"
-    if wanted is not None and wanted not in FLAVORS:
-        raise InvalidParameter(
-            f"The flavor {wanted!r} cannot be deployed to Triton; {' and '.join(FLAVORS)} can. Nothing was changed. "
-            f"The flavors of {model.origin.uri} are: {has}."
-        )
-    if wanted is not None and wanted not in model.flavors:
-        raise InvalidModel(
-            f"{model.origin.uri} has no flavor {wanted!r}. Nothing was changed. Its flavors are: {has}. "
-            "Leave the flavor out, or log the model with the one that you want."
-        )
-    chosen = wanted or next(
-        (flavor for flavor in (triton.FLAVOR, onnx.FLAVOR) if flavor in model.flavors), None
-    )
-    if chosen is None:
-        raise InvalidModel(
-            f"{model.origin.uri} has no flavor that can be deployed to Triton ({', '.join(FLAVORS)}). Nothing was changed. "
-            f"Its flavors are: {has}. Publish it as a Triton model directory: mlflow-triton publish."
-        )
-    return chosen
-
-
 def _place(source: Path, target: Path, mode: int) -> str:
     """Move a file and give it the repository's permissions; return its digest."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -611,6 +603,16 @@ def _finish(directory: Path, mode: int) -> None:
                 os.utime(path, ns=(now, now))
         Path(parent).chmod(mode & 0o777 | 0o700)
         os.utime(parent, ns=(now, now))
+
+
+def _times(directory: Path) -> dict[str, int]:
+    """Return the modification times of linked files, which `_finish` leaves as they are."""
+    found = {path: path.stat() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): status.st_mtime_ns
+        for path, status in found.items()
+        if status.st_nlink > 1
+    }
 
 
 def _operation(notice: Notice) -> str:

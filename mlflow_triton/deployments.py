@@ -104,9 +104,9 @@ class TritonDeploymentClient(BaseDeploymentClient):
 
         Args:
             name: The deployment.
-            model_uri: As for `create_deployment`.
+            model_uri: As for `create_deployment`. ``None``: the model stays, and only what `config` names changes.
             flavor: As for `create_deployment`; it may be another one than before.
-            config: As for `create_deployment`.
+            config: As for `create_deployment`. Options of the model that is replaced are not carried over.
             endpoint: Not supported.
 
         Returns:

@@ -359,6 +359,23 @@ class DeploymentOptions:
         given = {name: getattr(self, name) for name in CONFIGURING}
         return {name: _plain(value) for name, value in given.items() if value is not None}
 
+    def added_to(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `applied` would be, had these options been given together with earlier ones, over them.
+
+        Args:
+            earlier: As `applied` returned them.
+        """
+        stays = {"version"} if self.config_file is not None else set(CONFIGURING)
+        if self.batches_dynamically:
+            stays -= {"dynamic_batching"}
+        if self.dynamic_batching is False:
+            stays -= {"max_queue_delay_microseconds", "preferred_batch_size"}
+        kept = {name: value for name, value in earlier.items() if name in stays}
+        given = self.applied()
+        if self.parameters is not None and isinstance(kept.get("parameters"), dict):
+            given["parameters"] = {**kept["parameters"], **self.parameters}
+        return {**kept, **given}
+
     @classmethod
     def parse(cls, config: Mapping[str, Any] | None) -> DeploymentOptions:
         """Parse ``-C`` options; values may also be Python's bools, numbers, lists and dicts.

@@ -6,6 +6,7 @@ import json
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
@@ -102,3 +103,86 @@ def test_options_that_do_not_fit(
         )
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
     assert world() == before
+
+
+@pytest.mark.slow
+def test_update_with_options_alone(
+    deployment_client: Any,
+    deployment_name: str,
+    publish_onnx: PublishOnnx,
+    triton_server: TritonServer,
+    served: Callable[[], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Options without a model change just their fields: the files are those that are there, MLflow is not asked."""
+    uri = publish_onnx(models.with_weights(np.zeros(1024 * 1024, np.float32)))
+    first = deployment_client.create_deployment(
+        deployment_name, uri, config={"max_batch_size": 8, "parameters": "a:1", "instance_count": 1}
+    )
+    directory = triton_server.model_repository / deployment_name
+    (large,) = [path for path in (directory / "1").iterdir() if path.name != "model.onnx"]
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+        second = deployment_client.update_deployment(
+            deployment_name, config={"parameters": {"b": 2}, "max_queue_delay_microseconds": 7}
+        )
+        assert served()["max_batch_size"] == 8
+        assert served()["dynamic_batching"]["max_queue_delay_microseconds"] == 7
+        assert {"a", "b"} <= served()["parameters"].keys()
+        third = deployment_client.update_deployment(deployment_name, config={"version": 5})
+    assert second["options"] == first["options"] | {
+        "parameters": {"a": "1", "b": "2"},
+        "max_queue_delay_microseconds": 7,
+    }
+    assert (third["version"], third["options"]) == ("5", second["options"] | {"version": 5})
+    origin = ("mlflow_model_uri", "model_name", "model_version", "model_id", "run_id", "flavor")
+    assert [first[key] for key in origin] == [third[key] for key in origin]
+    assert len({it["deployment_id"] for it in (first, second, third)}) == 3
+    assert [path.name for path in directory.iterdir() if path.is_dir()] == ["5"]
+    assert first["files"][f"1/{large.name}"] == third["files"][f"5/{large.name}"]
+    got = deployment_client.get_deployment(deployment_name)
+    assert (got["in_sync"], got["changed_files"]) == (True, [])
+    caplog.clear()
+    fourth = deployment_client.update_deployment(deployment_name, uri, config={"max_batch_size": 2})
+    assert fourth["options"] == {"max_batch_size": 2}
+    (message,) = [text for text in caplog.messages if "its own configuration" in text]
+    assert "the options instance_count, max_queue_delay_microseconds, parameters, version of" in message
+
+
+def test_options_alone_that_fail(
+    deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, world: Callable[[], object]
+) -> None:
+    """Options that the server refuses, or that are none, leave the deployment as it was, on disk and in service."""
+    deployment_client.create_deployment(deployment_name, publish_onnx(models.constant(1.0)))
+    before = world()
+    with pytest.raises(MlflowException, match=r"execution_mode.* still serves "):
+        deployment_client.update_deployment(deployment_name, config={"parameters": "execution_mode:7"})
+    for arguments, words in (({}, "with nothing"), ({"flavor": "onnx"}, "with a flavor alone")):
+        with pytest.raises(MlflowException, match=f"cannot be updated {words}.*It is unchanged"):
+            deployment_client.update_deployment(deployment_name, **arguments, config={"load_timeout": 9})
+    assert world() == before
+    got = deployment_client.get_deployment(deployment_name)
+    assert (got["in_sync"], got["options"]) == (True, {})
+
+
+@pytest.mark.slow
+def test_options_alone_keep_what_was_changed_by_hand(
+    deployment_client: Any,
+    deployment_name: str,
+    publish_triton: PublishTriton,
+    triton_server: TritonServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What somebody changed in the model repository stays, is told, and is on record from then on."""
+    uri = publish_triton(models.write_python(tmp_path / "source", {1: 1}))
+    created = deployment_client.create_deployment(deployment_name, uri)
+    directory = triton_server.model_repository / deployment_name
+    (directory / "labels.txt").write_text("other\n")
+    updated = deployment_client.update_deployment(deployment_name, config={"instance_count": 2})
+    assert f"Not as published, and kept as it is now: labels.txt of {deployment_name!r}." in caplog.messages
+    assert (directory / "labels.txt").read_text() == "other\n"
+    changed = {name for name in created["files"] if created["files"][name] != updated["files"][name]}
+    assert changed == {"labels.txt", "config.pbtxt"}
+    assert deployment_client.get_deployment(deployment_name)["in_sync"] is True

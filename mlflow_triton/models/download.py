@@ -22,7 +22,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
-__all__ = ["download"]
+__all__ = ["LARGE", "download", "share"]
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class _SparingRepository(LocalArtifactRepository):
         plain = source.is_file() and not source.is_symlink()
         if plain and source.resolve().is_relative_to(root.resolve()) and source.stat().st_size >= LARGE:
             once = _WRITTEN_ONCE.search(f"{root}/") is not None
-            if _share(source, Path(local_path), link=once):
+            if share(source, Path(local_path), link=once):
                 return
             log.info(
                 "Copying %s: its filesystem cannot clone files into %s, and %s.",
@@ -72,7 +72,7 @@ class _SparingRepository(LocalArtifactRepository):
         super()._download_file(remote_file_path, local_path)  # type: ignore[no-untyped-call] # MLflow's
 
 
-def _share(source: Path, target: Path, *, link: bool) -> bool:
+def share(source: Path, target: Path, *, link: bool) -> bool:
     """Clone a file, or link it if that is allowed; say whether it is there now."""
     try:
         with source.open("rb") as reading, target.open("wb") as writing:

@@ -168,7 +168,8 @@ class LocalRepository:
     def changed_files(self, record: Record) -> list[str]:
         """List what in a deployment's directory is not as published: changed, missing, or a new version.
 
-        Everything was published with one modification time; only files with another one are read.
+        Everything was published with one modification time, but for linked files, whose own is on record; only
+        files with another one are read.
         """
         root = self.path / record.name
         try:
@@ -180,11 +181,8 @@ class LocalRepository:
         for name, recorded in record.files.items():
             path = root / name
             try:
-                status = path.stat()
-                older = (
-                    status.st_nlink > 1 and status.st_mtime_ns < published
-                )  # linked, and not written to since
-                if status.st_mtime_ns != published and not older and digest(path) != recorded:
+                time = record.times.get(name, published)
+                if path.stat().st_mtime_ns != time and digest(path) != recorded:
                     changed.append(name)
             except FileNotFoundError:
                 changed.append(name)

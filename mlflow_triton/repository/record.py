@@ -43,6 +43,7 @@ class Record:
         plugin_version: Of this package.
         created_at: UTC, ISO 8601.
         options: Deployment options that made the configuration what it is, by name, as JSON.
+        times: Modification time, in nanoseconds, of files that were linked; the others have the record's own.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Record:
     plugin_version: str | None = None
     created_at: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the text of ``mlflow-meta.json``."""
@@ -119,6 +121,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     "versions": _versions,
     "files": _digests,
     "options": lambda value: isinstance(value, dict),
+    "times": lambda value: isinstance(value, dict) and all(type(time) is int for time in value.values()),
 }
 
 

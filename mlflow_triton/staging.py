@@ -1,0 +1,192 @@
+"""What a new model directory is made of: an MLflow model, or what is deployed already with other options."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from mlflow_triton.errors import InvalidModel, InvalidParameter
+from mlflow_triton.models import onnx, triton
+from mlflow_triton.models.download import LARGE, share
+from mlflow_triton.models.example import input_example
+from mlflow_triton.models.resolve import Origin, resolve
+from mlflow_triton.repository.config import ModelConfig, parse
+from mlflow_triton.repository.record import RECORD_NAME, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from mlflow_triton.models.contents import Contents
+    from mlflow_triton.models.example import Example
+    from mlflow_triton.models.resolve import ResolvedModel
+    from mlflow_triton.options import DeploymentOptions
+    from mlflow_triton.repository.record import Record
+
+__all__ = ["Source", "deployed", "downloaded"]
+
+log = logging.getLogger(__name__)
+
+FLAVORS = (onnx.FLAVOR, triton.FLAVOR)
+#: Fields of a configuration that change no answer of a model.
+ANSWERS_STAY = ("dynamic_batching", "instance_group", "model_warmup")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a new model directory's files come from.
+
+    Attributes:
+        origin: The MLflow model.
+        flavor: The one that is deployed.
+        contents: Its files.
+        options: For the record: what makes the configuration what it is.
+        name: What to call it in a message: a URI or a path.
+        example: What to test it with.
+        directory: Of the deployment whose files these are; ``None``: they are a download.
+        digests: Path in that directory to digest, of the files that are as they were published.
+    """
+
+    origin: Origin
+    flavor: str
+    contents: Contents
+    options: dict[str, Any]
+    name: str
+    example: Example | None = None
+    directory: Path | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def answers_alike(self, config: ModelConfig) -> bool:
+        """Say whether the model answers with this configuration as the server has known it to answer."""
+        if self.directory is None:
+            return False
+        then, now = ModelConfig(), ModelConfig()
+        then.CopyFrom(parse(self.contents.config_text or b"", origin=self.name))
+        now.CopyFrom(config)
+        for name in ANSWERS_STAY:
+            then.ClearField(name)
+            now.ClearField(name)
+        same_files = all(str(path) in self.digests for path in self.contents.files)
+        return same_files and then == now
+
+    def copy(self, file: Path, target: Path) -> str:
+        """Put a file of a deployment into a new directory, without copying a large one if that is possible.
+
+        Returns:
+            Its digest.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        large = file.stat().st_size >= LARGE
+        if not (large and share(file, target, link=True)):
+            if large:
+                log.info("Copying %s: its filesystem lets this user neither clone nor link it.", file)
+            shutil.copy(file, target)
+        return self.digest(file)
+
+    def digest(self, file: Path) -> str:
+        """Return the digest of one of the files, which need not be read if it is on record."""
+        known = None if self.directory is None else self.digests.get(str(file.relative_to(self.directory)))
+        return known or digest(file)
+
+
+def downloaded(model_uri: str, flavor: str | None, options: DeploymentOptions, directory: Path) -> Source:
+    """Download an MLflow model.
+
+    Args:
+        model_uri: As the caller wrote it.
+        flavor: The one that is wanted; ``None``: the one that it has.
+        options: What to do with it.
+        directory: An empty one.
+
+    Raises:
+        TritonPluginError: It cannot be had, or it is not what can be deployed.
+    """
+    model = resolve(model_uri, directory)
+    chosen = _flavor(model, flavor)
+    if chosen == onnx.FLAVOR:
+        run_files = directory / ".run"
+        run_files.mkdir()
+        contents = onnx.contents(model, version=options.version or 1, run_files=run_files)
+    else:
+        _refuse_version(options)
+        contents = triton.contents(model)
+    example = input_example(model) if options.smoke_test else None
+    return Source(model.origin, chosen, contents, options.applied(), model_uri, example)
+
+
+def deployed(record: Record, directory: Path, changed: Collection[str], options: DeploymentOptions) -> Source:
+    """Take what is deployed, as it is on disk.
+
+    Args:
+        record: Of the deployment.
+        directory: Its directory in the model repository.
+        changed: What in it is not as it was published.
+        options: What to change.
+
+    Raises:
+        TritonPluginError: The directory is not what can be deployed, or the options do not go with it.
+    """
+    if changed:
+        log.warning(
+            "Not as published, and kept as it is now: %s of %r.", ", ".join(sorted(changed)), record.name
+        )
+    contents = triton.scan(directory, origin=str(directory))
+    files = {path: file for path, file in contents.files.items() if path != PurePosixPath(RECORD_NAME)}
+    contents = replace(contents, files=files)
+    if record.flavor != onnx.FLAVOR:
+        _refuse_version(options)
+    elif options.version is not None:
+        contents = _renumbered(contents, options.version)
+    return Source(
+        Origin(
+            record.mlflow_model_uri, record.model_name, record.model_version, record.model_id, record.run_id
+        ),
+        record.flavor,
+        contents,
+        options.added_to(record.options),
+        str(directory),
+        directory=directory,
+        digests={name: value for name, value in record.files.items() if name not in changed},
+    )
+
+
+def _renumbered(contents: Contents, version: int) -> Contents:
+    """Put the files of the one version that an onnx model has under another number."""
+    files = {}
+    for path, file in contents.files.items():
+        moved = len(path.parts) > 1 and path.parts[0].isdigit()
+        files[PurePosixPath(str(version), *path.parts[1:]) if moved else path] = file
+    return replace(contents, files=files)
+
+
+def _refuse_version(options: DeploymentOptions) -> None:
+    if options.version is not None:
+        raise InvalidParameter(
+            f"Nothing was changed: -C version={options.version} does not go with the flavor {triton.FLAVOR}, "
+            "whose directory brings its own version numbers."
+        )
+
+
+def _flavor(model: ResolvedModel, wanted: str | None) -> str:
+    has = ", ".join(model.flavors) or "none"
+    if wanted is not None and wanted not in FLAVORS:
+        raise InvalidParameter(
+            f"The flavor {wanted!r} cannot be deployed to Triton; {' and '.join(FLAVORS)} can. Nothing was changed. "
+            f"The flavors of {model.origin.uri} are: {has}."
+        )
+    if wanted is not None and wanted not in model.flavors:
+        raise InvalidModel(
+            f"{model.origin.uri} has no flavor {wanted!r}. Nothing was changed. Its flavors are: {has}. "
+            "Leave the flavor out, or log the model with the one that you want."
+        )
+    chosen = wanted or next(
+        (flavor for flavor in (triton.FLAVOR, onnx.FLAVOR) if flavor in model.flavors), None
+    )
+    if chosen is None:
+        raise InvalidModel(
+            f"{model.origin.uri} has no flavor that can be deployed to Triton ({', '.join(FLAVORS)}). Nothing was changed. "
+            f"Its flavors are: {has}. Publish it as a Triton model directory: mlflow-triton publish."
+        )
+    return chosen
