@@ -124,16 +124,24 @@ class Deployer:
     def create(self, name: str, model_uri: str, flavor: str | None, options: DeploymentOptions) -> Deployment:
         """Deploy a model under a new name, and describe what serves.
 
+        With the option `adopt`, the name may be that of a model that is not a deployment. It is replaced as an
+        update would do it, and is what is put back if that fails.
+
         Raises:
             DeploymentExists: Something has the name already, here or on the server.
             TritonPluginError: Whatever else went wrong; nothing is left behind.
         """
         with self._operation(name, "create", options) as claim:
             if claim.interrupted is None and self._repository.exists(name):
-                raise self._taken(name)
+                self._adoptable(name, options)
             with self._proven(claim) as workspace:
                 if self._repository.exists(name):
-                    raise self._taken(name)
+                    self._adoptable(name, options)
+                    claim.operation = "adopt"
+                    unchanged = f"What was in {self._repository.path / name} is there as before."
+                    return self._replace(
+                        claim, workspace, _Wanted(name, model_uri, flavor, options), unchanged
+                    )
                 if self._control.lists(name):
                     raise RepositoryMismatch(
                         f"The server has a model {name!r} that is not in {self._repository.path}, but in another of "
@@ -171,6 +179,11 @@ class Deployer:
             TritonPluginError: Whatever else went wrong; the old model serves, on disk and on the server.
         """
         with self._operation(name, "update", options) as claim:
+            if options.adopt:
+                raise InvalidParameter(
+                    f"-C adopt=true goes with create, and not with update. {name!r} is unchanged. Leave it out of the "
+                    "update of a deployment."
+                )
             if claim.interrupted is None:
                 self._updatable(name, model_uri, flavor, options)
             with self._proven(claim) as workspace:
@@ -182,31 +195,32 @@ class Deployer:
                         name,
                         model_uri,
                     )
-                was_ready = self._control.is_ready(name)
-                known = self._known_versions(name)
-                record, layout, example = self._stage(
-                    workspace, _Wanted(name, model_uri, flavor, options), known
-                )
-                load_with = override(layout.config, record.deployment_id)
-                self._dependants.refuse_missing(name, layout)
-                ensembles = self._dependants.refuse_update(name, layout, workspace.model)
-                with (
-                    self._dependants.members_proven(layout.config),
-                    self._change(
-                        claim, workspace, record, was_ready=was_ready, to_be_tested=options.smoke_test
-                    ),
-                ):
-                    workspace.swap(name)
-                    unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
-                    self._load(record, load_with, options, otherwise=unchanged)
-                    self._dependants.refuse_broken(name, ensembles, unchanged)
-                    self._smoke_test(record, layout, example, options, otherwise=unchanged)
-                    deployment = _describe(record, self._control.index(), None)
+                unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
+                return self._replace(claim, workspace, _Wanted(name, model_uri, flavor, options), unchanged)
+
+    def _replace(self, claim: Claim, workspace: Workspace, wanted: _Wanted, unchanged: str) -> Deployment:
+        """Put a new model in the place of what is there; `unchanged` tells what a failure leaves."""
+        name, options = wanted.name, wanted.options
+        was_ready = self._control.is_ready(name)
+        known = self._known_versions(name)
+        record, layout, example = self._stage(workspace, wanted, known)
+        load_with = override(layout.config, record.deployment_id)
+        self._dependants.refuse_missing(name, layout)
+        ensembles = self._dependants.refuse_update(name, layout, workspace.model)
+        with (
+            self._dependants.members_proven(layout.config),
+            self._change(claim, workspace, record, was_ready=was_ready, to_be_tested=options.smoke_test),
+        ):
+            workspace.swap(name)
+            self._load(record, load_with, options, otherwise=unchanged)
+            self._dependants.refuse_broken(name, ensembles, unchanged)
+            self._smoke_test(record, layout, example, options, otherwise=unchanged)
+            deployment = _describe(record, self._control.index(), None)
         log.info(
             "Updated the deployment %r (%s) to %s.",
             name,
             record.deployment_id,
-            model_uri or options.applied(),
+            wanted.model_uri or options.applied(),
         )
         return deployment
 
@@ -317,6 +331,16 @@ class Deployer:
         """Return the deployment id with which the server runs a model; ``None``: none of ours."""
         return self._recovery.serving_id(name)
 
+    def _adoptable(self, name: str, options: DeploymentOptions) -> None:
+        """Refuse to create what is there, unless it is no deployment and may be adopted."""
+        if options.adopt:
+            try:
+                if self._repository.record(name) is None:
+                    return
+            except RepositoryError:
+                return
+        raise self._taken(name)
+
     def _taken(self, name: str) -> DeploymentExists:
         if (record := self._repository.record(name)) is not None:
             return DeploymentExists(
@@ -325,7 +349,7 @@ class Deployer:
             )
         return DeploymentExists(
             f"{self._repository.path / name} exists and was not deployed by MLflow (it has no {RECORD_NAME}). "
-            "It is untouched. Take another name, or move that model away."
+            "It is untouched. Take another name, move that model away, or let it be replaced: -C adopt=true."
         )
 
     def _updatable(
@@ -346,7 +370,8 @@ class Deployer:
         if record is None and self._repository.exists(name):
             raise DeploymentNotFound(
                 f"There is no deployment {name!r}: {self._repository.path / name} was not deployed by MLflow "
-                f"(it has no {RECORD_NAME}), and is untouched."
+                f"(it has no {RECORD_NAME}), and is untouched. To replace it by a deployment: mlflow deployments create "
+                f"-t triton --name {name} -m URI -C adopt=true"
             )
         if record is None:
             raise DeploymentNotFound(

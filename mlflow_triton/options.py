@@ -227,6 +227,12 @@ OPTIONS = (
         _seconds,
     ),
     OptionDefinition(
+        "adopt",
+        "BOOLEAN",
+        "true, for create: replace a model of that name that MLflow did not deploy, or whose record is lost or corrupt (default false).",
+        _switch,
+    ),
+    OptionDefinition(
         "smoke_test",
         "BOOLEAN",
         "true: before the change stands, the new model must answer a request: MLflow's input_example of the model, else zeros (default false).",
@@ -324,6 +330,7 @@ class DeploymentOptions:
         version: Version directory for a flavor without versions of its own; ``None``: 1.
         load_timeout: Seconds; ``None``: the setting's.
         lock_timeout: Seconds; ``None``: `LOCK_TIMEOUT`.
+        adopt: Whether a creation may replace a model that is not a deployment.
         smoke_test: Whether the new model must answer a request before the change stands.
         config_file: Path of a config.pbtxt.
 
@@ -334,6 +341,7 @@ class DeploymentOptions:
     version: int | None = None
     load_timeout: float | None = None
     lock_timeout: float | None = None
+    adopt: bool = False
     smoke_test: bool = False
     config_file: str | None = None
     version_policy: VersionPolicy | None = None

@@ -96,8 +96,11 @@ class Recovery:
             self._load(name, timeout=timeout)
 
     def _load(self, name: str, *, timeout: float | None = None) -> None:
-        record = self._repository.record(name)
         config = model_config.parse(self._repository.config_text(name), origin=name)
+        try:
+            record = self._repository.record(name)
+        except RepositoryError:
+            record = None  # that of a model which was to be adopted, and is not
         identity = None if record is None else record.deployment_id
         self._control.load(name, config_json=override(config, identity), timeout=timeout)
 
@@ -121,9 +124,10 @@ class Recovery:
         if change is None:
             return None
         left = self._repository.interrupted_workspace(change.token)
-        again = (repeated and change.operation == "create") or change.to_be_tested
+        again = (repeated and change.operation in ("create", "adopt")) or change.to_be_tested
         problems: list[Exception] = []
-        if left is None and change.operation == "update" and self._has(name, change.new):
+        replaced = change.operation not in ("create", "delete")
+        if left is None and replaced and self._has(name, change.new):
             if not self._finish(name, change):
                 problems = [RepositoryError(LOST.format(name=name))]
         elif again or not self._finish(name, change):

@@ -100,11 +100,10 @@ def answer(client: Any) -> int:
     ("example", "sent"),
     [
         (np.array([[7.0], [8.0]], np.float32), "MLflow's input_example.*x FP32 [2, 1] [7.0, 8.0]"),
-        ({"x": [[7.5]]}, "x FP32 [1, 1] [7.5]"),
         (pd.DataFrame({"x": [7.0, 9.0]}), "x FP32 [2, 1] [7.0, 9.0]"),
         (None, "zeros, made from its metadata.*x FP32 [1, 1] [0.0]"),
     ],
-    ids=["array", "json", "DataFrame", "none"],
+    ids=["array", "DataFrame", "none"],
 )
 def test_what_is_sent(
     target: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, example: Any, sent: str

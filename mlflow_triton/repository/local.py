@@ -357,7 +357,7 @@ class Workspace:
             if new_is_there:
                 (self._repository / name).rename(self._removed)
             _rename(self._aside, self._repository / name, RENAME_NOREPLACE)
-        elif new_is_there and self.model.exists():
+        elif new_is_there and os.path.lexists(self.model):
             self.swap(name)
 
     @property

@@ -74,8 +74,9 @@ class Record:
             RepositoryError: It is corrupt, or not the record of the deployment `name`.
         """
         remedy = (
-            f"The model and the other deployments are untouched. Restore {path} from a backup, or remove it "
-            "if the model is not to be managed by MLflow."
+            f"The model and the other deployments are untouched. Restore {path} from a backup; or replace the model: "
+            f"mlflow deployments create -t triton --name {name} -m URI -C adopt=true; or remove the record if the model "
+            "is not to be managed by MLflow."
         )
         try:
             document = json.loads(text)
