@@ -153,7 +153,7 @@ def test_a_killed_adoption(hall: Hall) -> None:
     hall.put_foreign(1)
     before = hall.files()
     seen = hall.server.log().count("loading: m:")
-    uri = hall.python(2, BROKEN.format(seconds=2))
+    uri = hall.python(2, BROKEN.format(seconds=1))
     process = subprocess.Popen([sys.executable, "-c", CLIENT, hall.target, uri])
     deadline = time.monotonic() + 60
     while hall.server.log().count("loading: m:") == seen:
