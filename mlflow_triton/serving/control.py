@@ -27,6 +27,9 @@ __all__ = ["Control", "IndexEntry", "ServerInfo"]
 log = logging.getLogger(__name__)
 
 GRPC_CONNECT_TIMEOUT = 2.0
+#: What Triton says of an entry of the repository that has gone, or is a broken link; and seconds before each new try.
+VANISHED = "failed to stat"
+INDEX_PAUSES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 NOT_EXPLICIT = "explicit model load / unload is not allowed"
 
 
@@ -89,7 +92,14 @@ class Control:
             timeout: Seconds; default: the setting `request_timeout`.
         """
         path = "/v2/repository/index"
-        entries = self._checked(self.http.json("POST", path, {}, timeout=timeout), list, path)
+        answer = self.http.json("POST", path, {}, timeout=timeout)
+        for pause in INDEX_PAUSES:
+            # Triton lists the repository and then looks at each entry: other operations' come and go meanwhile.
+            if not (isinstance(answer, Response) and VANISHED in answer.error):
+                break
+            time.sleep(pause)
+            answer = self.http.json("POST", path, {}, timeout=timeout)
+        entries = self._checked(answer, list, path)
         if not all(map(_is_entry, entries)):
             raise ServerUnavailable(
                 f"{self._where} answered /v2/repository/index in a form that Triton never uses."
@@ -244,7 +254,7 @@ class Control:
     def _checked(self, answer: Any, kind: type, path: str) -> Any:
         if isinstance(answer, Response):
             hint = ""
-            if "failed to stat" in answer.error:
+            if VANISHED in answer.error:
                 hint = " A broken symbolic link in the model repository does this: remove it."
             elif answer.status == 403:
                 hint = " Set TRITON_HEADERS to the header that it expects."
