@@ -180,7 +180,7 @@ def test_a_server_that_stops_in_the_middle() -> None:
         ),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "IncompleteRead"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", "IncompleteRead"),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]", "error"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]", "encoded as gzip"),
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", "100 headers"),
         (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000, "LineTooLong"),
         (b"HTTP/1.1 999999 OK\r\n\r\n", "BadStatusLine"),

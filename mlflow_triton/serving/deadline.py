@@ -8,15 +8,15 @@ import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-import urllib3
-from urllib3.connection import HTTPConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["deadline", "pool_manager"]
+__all__ = ["connect", "deadline"]
 
 
 class _Deadline(threading.local):
@@ -75,19 +75,30 @@ class _Connection(HTTPConnection):
         return kept
 
 
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-def pool_manager(size: int) -> urllib3.PoolManager:
-    """Return a connection pool whose sockets keep the `deadline`.
+def connect(url: str, timeout: float) -> HTTPConnection:
+    """Connect to an HTTP endpoint with a socket that keeps the `deadline`.
 
     Args:
-        size: How many connections stay open.
+        url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
+        timeout: Seconds to connect in, the TLS handshake included.
+
+    Raises:
+        HTTPError: urllib3's: the host cannot be reached.
+        OSError: TLS failed, or the connection broke.
     """
-    context = create_urllib3_context()
-    context.load_default_certs()
-    context.sslsocket_class = _TlsSocket
-    manager = urllib3.PoolManager(maxsize=size, retries=False, ssl_context=context)
-    manager.pool_classes_by_scheme = {"http": _Pool, "https": urllib3.HTTPSConnectionPool}
-    return manager
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    connection: HTTPConnection
+    if parts.scheme == "https":
+        context = create_urllib3_context()
+        context.load_default_certs()
+        context.sslsocket_class = _TlsSocket
+        connection = HTTPSConnection(host, parts.port, timeout=timeout, ssl_context=context)
+    else:
+        connection = _Connection(host, parts.port, timeout=timeout)
+    try:
+        connection.connect()
+    except BaseException:
+        connection.close()
+        raise
+    return connection

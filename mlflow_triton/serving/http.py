@@ -1,29 +1,28 @@
-"""HTTP to Triton over one pooled, thread-safe connection pool."""
+"""HTTP to Triton over kept connections."""
 
 from __future__ import annotations
 
+import http.client
 import json
-import os
+import ssl
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import urllib3
+import urllib3.exceptions
 
 from mlflow_triton.errors import ServerTimeout, ServerUnavailable
-from mlflow_triton.serving.deadline import deadline, pool_manager
+from mlflow_triton.serving.connections import CONNECT_TIMEOUT, Connections
+from mlflow_triton.serving.deadline import deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from mlflow_triton.serving.connections import Answer
     from mlflow_triton.settings import Settings
 
 __all__ = ["HttpEndpoint", "Response"]
-
-#: How many connections stay open per client; further ones are opened and closed as needed.
-POOL_SIZE = 64
-CONNECT_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def one_line(reason: str) -> str:
 
 
 class HttpEndpoint:
-    """Triton's HTTP endpoint.
+    """Triton's HTTP endpoint. Safe to share between threads, and after a fork.
 
     Args:
         settings: `http_url`, `headers` and `request_timeout` are used.
@@ -68,9 +67,51 @@ class HttpEndpoint:
         self._source = settings.http_url
         self._timeout = settings.request_timeout.value
         # Without "identity", Triton compresses every answer: 62 instead of 8 ms for 1 MB.
-        self._headers = {"accept-encoding": "identity", **settings.headers.value}
-        self._process = os.getpid()
-        self._pool = pool_manager(POOL_SIZE)
+        headers = {
+            "host": self.url.partition("://")[2],
+            "accept-encoding": "identity",
+            **settings.headers.value,
+        }
+        self._headers = _lines(headers)
+        self._connections = Connections(self.url)
+
+    @contextmanager
+    def exchange(  # noqa: PLR0913 - what a request is made of
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Sequence[memoryview | bytes] = (),
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        repeatable: bool,
+    ) -> Iterator[Answer]:
+        """Send one request and yield its answer, to be read in the block.
+
+        Args:
+            method: ``GET`` or ``POST``.
+            path: Begins with a slash; already quoted.
+            body: The request's body in pieces, which are neither joined nor copied.
+            headers: In addition to the settings' headers.
+            timeout: Seconds for all of it, also if the answer comes byte by byte; default: the setting.
+            repeatable: Whether it may be sent again where a kept connection turns out to be broken.
+
+        Raises:
+            ServerTimeout: No answer in time.
+            ServerUnavailable: Nothing listens, the connection broke, or it does not speak HTTP.
+        """
+        seconds = timeout or self._timeout
+        size = sum(map(len, body))
+        length = f"content-length: {size}\r\n" if method == "POST" else ""
+        head = f"{method} {path} HTTP/1.1\r\n{self._headers}{_lines(headers or {})}{length}\r\n".encode(
+            "latin-1"
+        )
+        with (
+            self._mapped(method, path, seconds),
+            deadline(seconds),
+            self._connections.exchange(method, head, body, seconds, repeatable=repeatable) as answer,
+        ):
+            yield answer
 
     def request(
         self,
@@ -81,30 +122,12 @@ class HttpEndpoint:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> Response:
-        """Send one request and read the whole answer.
-
-        Args:
-            method: ``GET`` or ``POST``.
-            path: Begins with a slash; already quoted.
-            body: The request's body.
-            headers: In addition to the settings' headers.
-            timeout: Seconds for all of it, also if the answer comes byte by byte; default: the setting.
-
-        Raises:
-            ServerTimeout: No answer in time.
-            ServerUnavailable: Nothing listens, the connection broke, or it does not speak HTTP.
-        """
-        seconds = timeout or self._timeout
-        with self._mapped(method, path, seconds), deadline(seconds):
-            answer = self._own_pool().request(
-                method,
-                self.url + path,
-                body=body,
-                headers={**self._headers, **(headers or {})},
-                timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, seconds), read=seconds),
-                redirect=False,
-            )
-        return Response(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.data)
+        """Like `exchange`, and read the whole answer; only a ``GET`` is ever sent twice."""
+        pieces = () if body is None else (body,)
+        with self.exchange(
+            method, path, body=pieces, headers=headers, timeout=timeout, repeatable=method == "GET"
+        ) as answer:
+            return Response(answer.status, answer.headers, answer.read())
 
     def json(self, method: str, path: str, body: object = None, *, timeout: float | None = None) -> Any:
         """Like `request`, for JSON both ways; ``None`` stands for an empty body.
@@ -129,12 +152,6 @@ class HttpEndpoint:
                 f"({response.body[:80]!r}): is it a Triton server?"
             ) from None
 
-    def _own_pool(self) -> urllib3.PoolManager:
-        """Return this process's connections: those of a process that forked this one carry its answers."""
-        if self._process != os.getpid():
-            self._process, self._pool = os.getpid(), pool_manager(POOL_SIZE)
-        return self._pool
-
     @contextmanager
     def _mapped(self, method: str, path: str, seconds: float) -> Iterator[None]:
         what = f"Triton at {self._source}"
@@ -156,22 +173,25 @@ class HttpEndpoint:
             raise ServerTimeout(
                 f"{what} could not be reached within {limit:g} s. Check the address and the network."
             ) from None
-        except urllib3.exceptions.ReadTimeoutError:
-            raise silent from None
-        except urllib3.exceptions.SSLError as error:
+        except ssl.SSLError as error:
             raise ServerUnavailable(
                 f"{what}: TLS failed: {error}. Triton itself speaks plain HTTP; check https://."
             ) from None
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            # urllib3 wraps what really happened as its last argument.
-            cause = error.args[-1] if error.args else error
-            if isinstance(cause, TimeoutError):  # while the request was sent
-                raise silent from None
-            reason = repr(cause) if isinstance(cause, Exception) else str(cause)
+        except TimeoutError:
+            raise silent from None
+        except MemoryError:
             raise ServerUnavailable(
-                f"{what} broke off {method} {path}: {reason[:120]}. It may have crashed or may not speak HTTP there; "
+                f"{what} answered {method} {path} with more than the memory of this process has room for."
+            ) from None
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            raise ServerUnavailable(
+                f"{what} broke off {method} {path}: {repr(error)[:120]}. It may have crashed or may not speak HTTP there; "
                 "look at the server's log."
             ) from None
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 
 def segment(text: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mlflow_triton.errors import (
     DeploymentNotFound,
@@ -13,15 +16,16 @@ from mlflow_triton.errors import (
     ServerRefused,
     ServerUnavailable,
 )
-from mlflow_triton.serving.http import HttpEndpoint, Response, segment
-from mlflow_triton.tensors.datatypes import from_wire, to_wire
+from mlflow_triton.serving.http import Response, segment
+from mlflow_triton.tensors.datatypes import from_wire, numpy_dtype, to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
+    from mlflow_triton.serving.connections import Answer
+    from mlflow_triton.serving.http import HttpEndpoint
 
-__all__ = ["ModelMetadata", "TensorMetadata", "infer", "metadata"]
+__all__ = ["KnownModels", "ModelMetadata", "TensorMetadata", "infer", "metadata"]
 
 HEADER_LENGTH = "inference-header-content-length"
 
@@ -49,6 +53,41 @@ def _missing(name: str, http: HttpEndpoint, reason: str) -> DeploymentNotFound:
         f"Triton at {http.url} serves no model {name!r}: {reason} "
         "See what is deployed with: mlflow deployments list -t triton"
     )
+
+
+class KnownModels:
+    """What models were last seen to declare, so that a prediction is one request. Safe to share between threads.
+
+    What is known may be out of date, since anyone may deploy. That makes no wrong tensor: Triton checks
+    names, datatypes and shapes of what it is sent, and an answer says what it holds. It may make an
+    error, which therefore counts only once `renewed` has said that the model is still the same.
+
+    Args:
+        http: The server.
+    """
+
+    def __init__(self, http: HttpEndpoint) -> None:
+        self._http = http
+        self._models: dict[str, ModelMetadata] = {}
+
+    def metadata(self, name: str) -> ModelMetadata:
+        """Return what is known of a model; ask for it if that is nothing. Raises as `metadata`."""
+        known = self._models.get(name)
+        return self.renewed(name) if known is None else known
+
+    def renewed(self, name: str) -> ModelMetadata:
+        """Ask for a model's inputs and outputs again. Raises as `metadata`."""
+        self.forget(name)
+        found = self._models[name] = metadata(self._http, name)
+        return found
+
+    def knows(self, name: str) -> bool:
+        """Say whether `metadata` would ask nobody."""
+        return name in self._models
+
+    def forget(self, name: str) -> None:
+        """Let the next one who needs a model ask for it."""
+        self._models.pop(name, None)
 
 
 def metadata(http: HttpEndpoint, name: str) -> ModelMetadata:
@@ -123,18 +162,17 @@ def infer(
         }
     ).encode()
     versions = "" if version is None else f"/versions/{version}"
-    response = http.request(
-        "POST",
-        f"/v2/models/{segment(name)}{versions}/infer",
-        body=b"".join([header, *payloads]),
-        headers={HEADER_LENGTH: str(len(header)), "content-type": "application/octet-stream"},
-    )
-    if response.status == 404:
-        raise _missing(name, http, response.error)
-    if response.status != 200:
-        raise InferenceFailed(f"{name!r} on Triton at {http.url} failed: {response.error}")
     try:
-        return _outputs(response)
+        with http.exchange(
+            "POST",
+            f"/v2/models/{segment(name)}{versions}/infer",
+            body=[header, *payloads],
+            headers={HEADER_LENGTH: str(len(header)), "content-type": "application/octet-stream"},
+            repeatable="sequence_id" not in (parameters or {}),
+        ) as answer:
+            if answer.status == 200:
+                return _outputs(answer)
+            response = Response(answer.status, answer.headers, answer.read())
     except InvalidInput as error:
         raise InferenceFailed(
             f"{name!r} answered with a tensor that cannot be read. {error.message}"
@@ -144,22 +182,46 @@ def infer(
             f"Triton at {http.url} sent a broken answer for {name!r} ({error}). Nothing was changed; "
             "look at the server's log."
         ) from None
+    if response.status == 404:
+        raise _missing(name, http, response.error)
+    raise InferenceFailed(f"{name!r} on Triton at {http.url} failed: {response.error}")
 
 
-def _outputs(response: Response) -> dict[str, np.ndarray[Any, Any]]:
-    body = memoryview(response.body)
-    length = int(response.headers.get(HEADER_LENGTH, len(body)))
-    document = json.loads(bytes(body[:length]))
-    position = length
-    result = {}
-    for output in document["outputs"]:
-        end = position + int(output["parameters"]["binary_data_size"])
-        if end > len(body):
-            raise ValueError("the body is shorter than it says")
-        result[str(output["name"])] = from_wire(
-            body[position:end], output["datatype"], tuple(output["shape"])
+def _outputs(answer: Answer) -> dict[str, np.ndarray[Any, Any]]:
+    length = int(answer.headers.get(HEADER_LENGTH, -1 if answer.length is None else answer.length))
+    if length < 0 or (answer.length is not None and length > answer.length):
+        raise ValueError("its header has no length, or one beyond its body")
+    document = json.loads(answer.read_exactly(length))
+    described = [
+        (
+            str(output["name"]),
+            output["datatype"],
+            tuple(output["shape"]),
+            int(output["parameters"]["binary_data_size"]),
         )
-        position = end
-    if position != len(body):
-        raise ValueError("the body is longer than it says")
+        for output in document["outputs"]
+    ]
+    if answer.length is not None and length + sum(size for *_, size in described) != answer.length:
+        raise ValueError("its tensors are not as long as its body")
+    result = {name: _output(answer, datatype, shape, size) for name, datatype, shape, size in described}
+    if answer.read():
+        raise ValueError("its body is longer than it says")
     return result
+
+
+def _output(answer: Answer, datatype: str, shape: tuple[int, ...], size: int) -> np.ndarray[Any, Any]:
+    """Read one tensor into its own memory, or BYTES out of a buffer."""
+    dtype = numpy_dtype(datatype)
+    if size < 0:
+        raise ValueError("a tensor has a negative size")
+    if dtype == np.object_:
+        return from_wire(memoryview(answer.read_exactly(size)), datatype, shape)
+    if (
+        any(type(length) is not int or length < 0 for length in shape)
+        or math.prod(shape) * dtype.itemsize != size
+    ):
+        raise ValueError(f"a tensor of the datatype {datatype} and the shape {list(shape)} has {size} bytes")
+    array = np.empty(shape, dtype)
+    if size:
+        answer.read_into(array.reshape(-1).view(np.uint8).data)
+    return array

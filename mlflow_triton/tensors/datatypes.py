@@ -50,13 +50,14 @@ def numpy_dtype(datatype: str) -> np.dtype[Any]:
         raise InvalidInput(f"The datatype {datatype} is none that this plugin knows.") from None
 
 
-def to_wire(array: np.ndarray[Any, Any]) -> bytes:
+def to_wire(array: np.ndarray[Any, Any]) -> memoryview | bytes:
     """Return the binary tensor data of the Open Inference Protocol: row-major, little-endian.
 
-    BYTES elements are each preceded by their length as four bytes, little-endian.
+    BYTES elements are each preceded by their length as four bytes, little-endian. For other datatypes
+    it is a view of the array's own memory, if that is row-major already.
     """
     if array.dtype != np.object_:
-        return array.tobytes()
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     parts = []
     for element in array.flat:
         parts.append(len(element).to_bytes(4, "little"))
