@@ -155,10 +155,6 @@ class HttpEndpoint:
     @contextmanager
     def _mapped(self, method: str, path: str, seconds: float) -> Iterator[None]:
         what = f"Triton at {self._source}"
-        silent = ServerTimeout(
-            f"{what} accepted {method} {path} but did not answer within {seconds:g} s. "
-            "Look at the server's log; TRITON_REQUEST_TIMEOUT (for a load, -C load_timeout or TRITON_LOAD_TIMEOUT) sets this limit."
-        )
         try:
             yield
         # A refused connection is a kind of ConnectTimeoutError in urllib3.
@@ -178,7 +174,10 @@ class HttpEndpoint:
                 f"{what}: TLS failed: {error}. Triton itself speaks plain HTTP; check https://."
             ) from None
         except TimeoutError:
-            raise silent from None
+            raise ServerTimeout(
+                f"{what} accepted {method} {path} but did not answer within {seconds:g} s. "
+                "Look at the server's log; TRITON_REQUEST_TIMEOUT (for a load, -C load_timeout or TRITON_LOAD_TIMEOUT) sets this limit."
+            ) from None
         except MemoryError:
             raise ServerUnavailable(
                 f"{what} answered {method} {path} with more than the memory of this process has room for."
