@@ -137,6 +137,7 @@ class World:
 
     directory: Path
     models: dict[str, str]
+    grpc: bool = True
     server: EmbeddedTriton = field(init=False)
 
     def start(self) -> None:
@@ -199,8 +200,10 @@ class World:
     @property
     def target(self) -> str:
         """The target URI of the server and its repository."""
-        query = urlencode({"model_repository": self.repository, "grpc_url": self.server.grpc_url})
-        return f"{self.server.http_url.replace('http://', 'triton://')}?{query}"
+        query = {"model_repository": self.repository} | (
+            {"grpc_url": self.server.grpc_url} if self.grpc else {}
+        )
+        return f"{self.server.http_url.replace('http://', 'triton://')}?{urlencode(query)}"
 
     def run(self, operation: str, fault: Fault | None, model: str, name: str = "m") -> tuple[str, list[str]]:
         """Run one operation on a deployment."""
