@@ -387,7 +387,12 @@ class Deployer:
         self._repository.check()
         with self._repository.claim(name, operation, timeout=options.lock_timeout or LOCK_TIMEOUT) as claim:
             self._repository.collect()
-            yield claim
+            try:
+                yield claim
+            except ServerUnavailable as error:
+                if repr(name) in error.message:
+                    raise
+                raise type(error)(f"{error.message} {name!r} is as it was before.") from None
 
     @contextmanager
     def _proven(self, claim: Claim) -> Iterator[Workspace]:

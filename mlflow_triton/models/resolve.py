@@ -73,13 +73,14 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
         ModelNotFound: The URI names nothing.
         InvalidModel: It names something that is not an MLflow model.
         ServerUnavailable: MLflow cannot be reached.
+        RepositoryError: The destination cannot be written.
     """
     if not str(uri).strip():
         raise ModelNotFound(f"The model URI {uri!r} is empty. Write, for example, models:/NAME/1.")
     if _scheme(uri) in SERVED:
         require_server()
     _refuse_links(uri)
-    with foreign_errors(uri):
+    with foreign_errors(uri, destination):
         path = download(uri, destination)
     # MLflow returns the URI's own path when there is nothing to copy it from.
     if not path.is_relative_to(destination):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from contextlib import contextmanager
@@ -15,17 +16,22 @@ from mlflow_triton.errors import (
     InvalidModel,
     InvalidParameter,
     ModelNotFound,
+    RepositoryError,
     ServerUnavailable,
     TritonPluginError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["first_words", "foreign_errors", "require_server", "sourced_tracking_uri", "tracking_uri"]
 
 #: Seconds for connecting, and for the answer.
 TIMEOUT = 10.0
+#: What only the filesystem that is written to answers, and what that of the artifacts may answer as well.
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_EITHER = (errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def tracking_uri() -> str:
@@ -90,13 +96,19 @@ def _version(uri: str, kind: str, variable: str) -> str | None:
 
 
 @contextmanager
-def foreign_errors(what: str) -> Iterator[None]:
-    """Turn what MLflow and its stores raise into this package's errors, naming `what`."""
+def foreign_errors(what: str, destination: Path | None = None) -> Iterator[None]:
+    """Turn what MLflow and its stores raise into this package's errors, naming `what`.
+
+    Args:
+        what: That is read.
+        destination: Where it is written to.
+    """
     try:
         yield
     except TritonPluginError:
         raise
     except MlflowException as error:
+        _refuse_destination(what, destination, error)
         reason = first_words(error)
         where = f"MLflow at {tracking_uri()}"
         if "outside the artifact directory" in reason:
@@ -117,10 +129,24 @@ def foreign_errors(what: str) -> Iterator[None]:
             f"{what} cannot be read here: {first_words(error)} Nothing was changed. Install that package."
         ) from None
     except Exception as error:
+        _refuse_destination(what, destination, error)
         # Of requests, the artifact store's library (boto3 and its like), or a URI that nothing can parse.
         raise ServerUnavailable(
             f"{what} could not be read with MLflow at {tracking_uri()}: {first_words(error)} "
             "Nothing was changed. Check the URI, MLFLOW_TRACKING_URI, and that the servers behind them run."
+        ) from error
+
+
+def _refuse_destination(what: str, destination: Path | None, error: Exception) -> None:
+    """Name the disk, and not MLflow, if it could not take what was downloaded; MLflow keeps no more than the text."""
+    found = re.search(r"\[Errno (\d+)\]", str(error))
+    number = int(found[1]) if found else None
+    if destination is None or number is None:
+        return
+    if number in _WRITING or (number in _EITHER and str(destination) in str(error)):
+        raise RepositoryError(
+            f"{what} could not be written to {destination}: {os.strerror(number)}. Nothing was changed. That is on the "
+            "filesystem of the model repository."
         ) from error
 
 
