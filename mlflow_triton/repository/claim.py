@@ -17,6 +17,7 @@ import os
 import re
 import socket
 import stat
+import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -192,7 +193,9 @@ class Claim:
         except OSError as error:
             log.warning("%s could not be removed (%s); it does no harm.", self._path, error.strerror)
         finally:
-            os.close(self._descriptor)
+            with _between_forks:
+                os.close(self._descriptor)
+                _held.discard(self._descriptor)
 
     def _append(self, kind: str, entry: Holder | Change) -> None:
         line = f"{json.dumps({kind: asdict(entry)})}\n".encode()
@@ -218,7 +221,7 @@ def claim(repository: Path, name: str, operation: str, *, timeout: float) -> Ite
     path = _path(repository, name)
     deadline = time.monotonic() + timeout
     pause = 0.01
-    while (descriptor := _try(path)) is None:
+    while (descriptor := _take(path)) is None:
         if time.monotonic() > deadline:
             raise DeploymentBusy(
                 f"{name!r} is held by {_notice(path, name) or 'another operation'}, and was not free within "
@@ -227,7 +230,6 @@ def claim(repository: Path, name: str, operation: str, *, timeout: float) -> Ite
             )
         time.sleep(pause)
         pause = min(pause * 1.5, 0.2)
-    _held.add(descriptor)
     held = Claim(name, path, descriptor, operation)
     try:
         try:
@@ -237,7 +239,6 @@ def claim(repository: Path, name: str, operation: str, *, timeout: float) -> Ite
         yield held
     finally:
         held.release()
-        _held.discard(descriptor)
 
 
 def notices(repository: Path) -> list[Notice]:
@@ -265,6 +266,15 @@ def sync_directory(path: Path) -> None:
 
 def _path(repository: Path, name: str) -> Path:
     return repository / f"{PREFIX}{name}{SUFFIX}"
+
+
+def _take(path: Path) -> int | None:
+    """Open and lock the file, unseen by a fork in between; ``None``: somebody has it."""
+    with _between_forks:
+        descriptor = _try(path)
+        if descriptor is not None:
+            _held.add(descriptor)
+        return descriptor
 
 
 def _try(path: Path) -> int | None:
@@ -396,6 +406,8 @@ def _now() -> str:
 
 
 _held: set[int] = set()
+#: A descriptor is open if and only if it is among those held, for whoever has this.
+_between_forks = threading.RLock()
 
 
 def _forget() -> None:
@@ -404,6 +416,9 @@ def _forget() -> None:
         with suppress(OSError):
             os.close(descriptor)
     _held.clear()
+    _between_forks.release()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(
+    before=_between_forks.acquire, after_in_parent=_between_forks.release, after_in_child=_forget
+)
