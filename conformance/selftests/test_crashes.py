@@ -7,6 +7,7 @@ Afterwards whatever is there must be whole, and the next operation must succeed 
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import threading
@@ -179,6 +180,7 @@ RACES = (
     ("update", "update", 30),
     ("update", "delete", 30),
     ("create", "create", 30),
+    ("create", "delete", 30),
     ("update", "update", 0.01),
 )
 
@@ -190,7 +192,7 @@ def test_races(bench: Bench) -> None:
     """Of two processes at one name, each is told how it ended; disk, record and server agree on one of the models."""
     (world,) = bench.worlds
     told: Counter[str] = Counter()
-    for turn in range(200 if os.environ.get("ALL_STEPS") else 40):
+    for turn in range(int(os.environ.get("RACE_ROUNDS", "200" if os.environ.get("ALL_STEPS") else "40"))):
         *verbs, patience = RACES[turn % len(RACES)]
         if "create" not in verbs and world.on_disk() is None:
             world.run("create", None, "old")
@@ -226,6 +228,16 @@ def test_races(bench: Bench) -> None:
         )
         assert world.answers() == disk, outcomes
         assert world.leftovers() == [], outcomes
+        described, _ = world.client(None, "get_deployment", "m")
+        if disk is None:
+            assert described.startswith("DeploymentNotFound"), (outcomes, described)
+        else:
+            assert json.loads(described)["in_sync"] is True, (outcomes, described)
+            assert json.loads(described)["changed_files"] == [], (outcomes, described)
+        # Of two that both were done, one came after the other, and what it left is what is there.
+        assert len(outcomes) == 2
+        if all(map(succeeded, outcomes.values())) and "delete" not in verbs:
+            assert disk in written, (outcomes, disk)
     print(f"\n{turn + 1} races: {dict(told)}")  # noqa: T201 - the figures are the point
     assert told["DeploymentBusy"] >= 1
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from test_crashes import OPERATIONS, Bench
-from worlds import ERRORS, NEEDS_SPACE, NEW, NEXT, OLD, Fault, World, save_models, succeeded
-
 from mlflow_triton.repository import claim
+from test_crashes import OPERATIONS, Bench
+from worlds import NEEDS_SPACE, NEW, NEXT, OLD, Fault, World, save_models, succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +35,8 @@ pytestmark = [
 
 #: What happens, and every how manyth step is tried unless ALL_STEPS is set.
 STRIDE = {"one ENOSPC": 4, "one EACCES": 12, "one EIO": 12, "EIO": 14, "server": 14}
+#: linux/sched.h
+CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 #: Seconds in which an operation must have ended whose server died.
 BOUND = 40.0
 STATES = {"create": (None, NEW), "update": (OLD, NEW), "delete": (OLD, None)}
@@ -154,3 +155,132 @@ def test_every_step(faults: Faults, kind: str, record_property: Any) -> None:
     record_property("table", table)
     print(f"\n{table}")  # noqa: T201 - the table is the point
     assert faults.failures == [], "\n".join(faults.failures)
+
+
+def alone(work: Any) -> dict[str, Any]:
+    """Do something in a process of its own that may mount filesystems, for itself only; return what it returns."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - another process
+        os.close(reading)
+        user, group = os.getuid(), os.getgid()
+        try:
+            if ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0:
+                result: dict[str, Any] = {"skip": "no namespaces for this user"}
+            else:
+                Path("/proc/self/setgroups").write_text("deny")
+                Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+                Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+                result = work()
+        except BaseException:  # noqa: BLE001 - to be told to the parent, whatever it is
+            result = {"error": traceback.format_exc()}
+        with open(writing, "w") as pipe:  # noqa: PTH123 - a descriptor
+            json.dump(result, pipe)
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:  # noqa: PTH123 - a descriptor
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+@dataclass(slots=True)
+class SmallDisk:
+    """A filesystem of its own, of which so much is free as a test wants."""
+
+    directory: Path
+    ballast: Path = field(init=False)
+
+    def mount(self) -> None:
+        """Mount it."""
+        self.directory.mkdir()
+        mount = shutil.which("mount")
+        assert mount is not None
+        subprocess.run([mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", self.directory], check=True)
+        self.ballast = self.directory / "ballast"
+
+    def leave(self, pages: int) -> None:
+        """Fill it up but for so many pages."""
+        self.ballast.unlink(missing_ok=True)
+        free = os.statvfs(self.directory)
+        with self.ballast.open("wb") as file:
+            file.write(bytes(max(free.f_bavail - pages, 0) * free.f_frsize))
+
+    def clear(self) -> None:
+        """Free all of it."""
+        self.ballast.unlink()
+
+
+def test_a_full_disk(tmp_path: Path, models: dict[str, str], record_property: Any) -> None:
+    """On a disk with room for only so many pages, each operation is done, or nothing has changed and the disk is named."""
+
+    def work() -> dict[str, Any]:
+        disk = SmallDisk(tmp_path / "disk")
+        try:
+            disk.mount()
+        except (subprocess.CalledProcessError, AssertionError) as error:
+            return {"skip": f"cannot mount: {error}"}
+        world = World(disk.directory / "world", models)
+        world.start()
+        bench = Faults([world])
+        try:
+            for operation in OPERATIONS:
+                for pages in range(0, 26, 1 if os.environ.get("ALL_STEPS") else 5):
+                    bench.outcomes[
+                        operation, "full disk", on_full_disk(bench, world, disk, operation, pages)
+                    ] += 1
+        finally:
+            world.stop()
+        return {"table": bench.table()}
+
+    result = alone(work)
+    if "skip" in result:
+        pytest.skip(result["skip"])
+    assert "error" not in result, result["error"]
+    record_property("table", result["table"])
+    print(f"\n{result['table']}")  # noqa: T201 - the table is the point
+
+
+def on_full_disk(bench: Faults, world: World, disk: SmallDisk, operation: str, pages: int) -> str:
+    """Run an operation with so many pages free; say how it ended, and what was there then."""
+    bench.prepare(world, operation)
+    before, after = STATES[operation]
+    disk.leave(pages)
+    outcome, _ = world.run(operation, None, "new")
+    done = succeeded(outcome)
+    assert bench.agree(world) == (after if done else before), (pages, outcome)
+    assert world.leftovers() == [], (pages, outcome)
+    assert done or "No space left on device" in outcome, (pages, outcome)
+    disk.clear()
+    bench.go_on(world, operation, outcome, after=after)
+    return f"{'done' if done else 'failed'}, {'new' if done else 'old'}"
+
+
+@pytest.mark.timeout(60)
+def test_names_come_and_go(faults: Faults) -> None:
+    """What other operations put into the repository for a moment never fails a look at what the server knows.
+
+    Triton lists the directory and then looks at each entry; one that has gone meanwhile fails its answer.
+    """
+    world = faults.worlds[0]
+    stop = threading.Event()
+    turns = Counter[str]()
+
+    def work(name: str) -> None:
+        while not stop.is_set():
+            with claim.claim(world.repository, name, "update", timeout=1):
+                turns[name] += 1
+            time.sleep(0.0005)
+
+    threads = [threading.Thread(target=work, args=(f"other{number}",)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        outcome, _ = world.forked(lambda client: [len(client.list_deployments()) for _ in range(500)])
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert json.loads(outcome) == [0] * 500
+    assert min(turns.values()) > 10

@@ -214,6 +214,7 @@ class Deployments(RuleBasedStateMachine):
         self.dirty &= not results
         self.look({name for name, *_ in results})
 
+    @precondition(lambda self: self.dirty or self.pending)
     @rule()
     def repair(self) -> None:
         """Have the doctor settle what is interrupted and remove what is left over."""

@@ -64,6 +64,7 @@ EVENTS = {
 }
 #: What a full disk refuses. Renames and removals need no space.
 NEEDS_SPACE = {"open", "os.mkdir", "os.write"}
+ERRORS = {"ENOSPC": errno.ENOSPC, "EACCES": errno.EACCES, "EIO": errno.EIO}
 
 
 @dataclass(slots=True)
@@ -71,16 +72,19 @@ class Fault:
     """What happens at which step of a client.
 
     Attributes:
-        kind: ``none``, ``kill client``, ``kill server``, ``ENOSPC`` or ``EACCES``.
-        step: At this call and, for the last two, at each one after it.
+        kind: ``none``, ``kill client``, ``kill server``, or a key of `ERRORS`.
+        step: At this call.
         server: The process to kill.
         root: Calls below this directory count.
+        lasting: Whether an error is that of each call after the step as well.
+        seen: The calls so far.
     """
 
     kind: str
     step: int
     server: int
     root: str
+    lasting: bool = True
     seen: list[str] = field(default_factory=list)
 
     def install(self) -> None:
@@ -125,10 +129,15 @@ class Fault:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.kind == "kill server" and at == self.step:
             os.kill(self.server, signal.SIGKILL)
-        elif self.kind == "ENOSPC" and at >= self.step and event in NEEDS_SPACE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
-        elif self.kind == "EACCES" and at >= self.step and event != "fcntl.flock":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        elif self.kind in ERRORS and (at >= self.step if self.lasting else at == self.step):
+            self.fail(event, os.fspath(path))
+
+    def fail(self, event: str, path: str) -> None:
+        """Raise the fault's error, where the call can end with it."""
+        number = ERRORS[self.kind]
+        if (number == errno.ENOSPC and event not in NEEDS_SPACE) or event == "fcntl.flock":
+            return
+        raise OSError(number, os.strerror(number), path)
 
 
 @dataclass(slots=True)
