@@ -200,15 +200,24 @@ class TritonDeploymentClient(BaseDeploymentClient):
         return self._deployer().restore(names, DeploymentOptions.parse(config))
 
     def predict(
-        self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
+        self,
+        deployment_name: str | None = None,
+        inputs: Any = None,
+        endpoint: str | None = None,
+        *,
+        allow_lossy: bool | None = None,
     ) -> TritonPredictions:
         """Run inference.
 
         Args:
             deployment_name: The deployment. Any other model that the server serves is reached the same way.
-            inputs: A dict from tensor name to array, nested lists or scalar (also inside ``{"inputs": …}``);
-                a DataFrame with a column per tensor; records; an array, for a model with one input.
+            inputs: A dict from tensor name to array, nested lists or scalar; a DataFrame with a column per
+                tensor, or records, of any length; a request of the Open Inference Protocol, or of
+                MLflow's scoring server; an array, for a model with one input.
             endpoint: Not supported.
+            allow_lossy: Whether a cast to the model's datatype may drop digits: a fraction is cut off, an
+                integer becomes the nearest float. Default: the setting ``lossy_casts``, which is false
+                by default. A value that is out of range is refused in any case.
 
         Returns:
             ``response["outputs"][NAME]`` is a NumPy array.
@@ -218,13 +227,15 @@ class TritonDeploymentClient(BaseDeploymentClient):
             DeploymentNotFound: The server does not serve the model.
             InferenceFailed: The model failed.
         """
+        from mlflow_triton.input_file import as_written  # noqa: PLC0415 - same as the next one
         from mlflow_triton.predict import predict  # noqa: PLC0415 - pandas, which the other verbs do not need
 
         _no_endpoint(endpoint)
         if not isinstance(deployment_name, str) or not deployment_name:
             raise InvalidParameter("Which deployment? Give its name (--name, deployment_name=).")
         http, control = self._server()
-        return predict(http, control, deployment_name, inputs)
+        lossy = self._settings.lossy_casts.value if allow_lossy is None else bool(allow_lossy)
+        return predict(http, control, deployment_name, as_written(inputs), lossy=lossy)
 
     def explain(
         self,

@@ -6,27 +6,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_triton.errors import InvalidInput
+from mlflow_triton.errors import InferenceFailed, InvalidInput
 from mlflow_triton.serving.inference import infer, metadata
+from mlflow_triton.tensors.arrays import to_array
+from mlflow_triton.tensors.casting import cast, fit_shape
 from mlflow_triton.tensors.decode import TritonPredictions, decode
-from mlflow_triton.tensors.encode import cast, check_shape, name_values, to_array
+from mlflow_triton.tensors.forms import name_values
 
 if TYPE_CHECKING:
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
     from mlflow_triton.serving.inference import ModelMetadata
 
+    Tensors = dict[str, tuple[str, np.ndarray[Any, Any]]]
+
 __all__ = ["example_input", "predict", "prepare"]
 
 
-def predict(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> TritonPredictions:
+def predict(
+    http: HttpEndpoint, control: Control, name: str, inputs: Any, *, lossy: bool = False
+) -> TritonPredictions:
     """Send `inputs` to a model and return its outputs.
+
+    A table of more rows than the model's ``max_batch_size`` is sent in parts, one after the other.
 
     Args:
         http: The server.
-        control: Of the same server; asked which inputs are optional when one is missing.
+        control: Of the same server; asked which inputs are optional when one is missing, and for the
+            ``max_batch_size`` when a table is sent.
         name: The deployment.
-        inputs: See `mlflow_triton.tensors.encode.name_values`.
+        inputs: See `mlflow_triton.tensors.forms.name_values`.
+        lossy: Casts may drop digits; see `mlflow_triton.tensors.casting`.
 
     Raises:
         InvalidInput: The inputs do not fit the model; nothing was sent.
@@ -34,37 +44,92 @@ def predict(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> Tri
         InferenceFailed: The model failed.
         ServerUnavailable: No usable answer.
     """
-    model, tensors = prepare(http, control, name, inputs)
-    outputs = infer(http, name, tensors)
+    model, tensors, rows = _encoded(http, control, name, inputs, lossy=lossy)
+    batch = _batch(tensors) if rows else 1
+    limit = _limit(control, name) if batch > 1 else 0
+    if 0 < limit < batch:
+        outputs = _in_parts(http, name, tensors, batch, limit)
+    else:
+        try:
+            outputs = infer(http, name, tensors)
+        except InferenceFailed:
+            _require_batch(control, name, tensors)
+            raise
     # Triton answers in the order of its own; users see the model's.
     order = [tensor.name for tensor in model.outputs if tensor.name in outputs]
     return decode({tensor: outputs.pop(tensor) for tensor in order} | outputs)
 
 
-def prepare(
-    http: HttpEndpoint, control: Control, name: str, inputs: Any
-) -> tuple[ModelMetadata, dict[str, tuple[str, np.ndarray[Any, Any]]]]:
+def prepare(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> tuple[ModelMetadata, Tensors]:
     """Describe a model and encode inputs for it; see `predict`.
 
     Returns:
         What the model declares, and by tensor the datatype and an array of it.
     """
+    model, tensors, _ = _encoded(http, control, name, inputs, lossy=False)
+    return model, tensors
+
+
+def _encoded(
+    http: HttpEndpoint, control: Control, name: str, inputs: Any, *, lossy: bool
+) -> tuple[ModelMetadata, Tensors, bool]:
     model = metadata(http, name)
     declared = {tensor.name: tensor for tensor in model.inputs}
     try:
-        values = name_values(
-            inputs, list(declared), {tensor.name: len(tensor.shape) for tensor in model.inputs}
-        )
-        if missing := [tensor for tensor in declared if tensor not in values]:
+        named = name_values(inputs, declared)
+        if missing := [tensor for tensor in declared if tensor not in named.by_input]:
             _require_optional(control, name, missing)
         tensors = {}
-        for tensor, value in values.items():
-            array = cast(to_array(value, tensor), declared[tensor].datatype, tensor)
-            check_shape(array, declared[tensor].shape, tensor)
-            tensors[tensor] = (declared[tensor].datatype, array)
+        for tensor, value in named.by_input.items():
+            array = fit_shape(to_array(value, tensor), declared[tensor].shape, tensor)
+            datatype = declared[tensor].datatype
+            tensors[tensor] = (datatype, cast(array, datatype, tensor, lossy=lossy))
     except InvalidInput as error:
         raise InvalidInput(f"Nothing was sent to {name!r}. {error.message}") from None
-    return model, tensors
+    return model, tensors, named.rows
+
+
+def _batch(tensors: Tensors) -> int:
+    """Return the size that all tensors have as their first one; 1 if there is none."""
+    sizes = {array.shape[:1] for _, array in tensors.values()}
+    return sizes.pop()[0] if len(sizes) == 1 and () not in sizes else 1
+
+
+def _limit(control: Control, name: str) -> int:
+    """Return a model's ``max_batch_size``; 0: the model has no batches, or takes sequences, which are not split."""
+    config = control.config(name) or {}
+    return 0 if "sequence_batching" in config else int(config.get("max_batch_size", 0))
+
+
+def _require_batch(control: Control, name: str, tensors: Tensors) -> None:
+    """Say what the server's refusal means if the batch was too large."""
+    batch = _batch(tensors)
+    limit = _limit(control, name) if batch > 1 else 0
+    if 0 < limit < batch:
+        raise InvalidInput(
+            f"The batch has {batch} items, but {name!r} takes {limit} at most (max_batch_size). The server "
+            "computed nothing. Send fewer at a time, or pass a DataFrame or a list of records, which is sent in parts."
+        ) from None
+
+
+def _in_parts(
+    http: HttpEndpoint, name: str, tensors: Tensors, batch: int, limit: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    parts = []
+    for start in range(0, batch, limit):
+        stop = min(start + limit, batch)
+        part = infer(
+            http, name, {tensor: (kind, array[start:stop]) for tensor, (kind, array) in tensors.items()}
+        )
+        for tensor, array in part.items():
+            if array.shape[:1] != (stop - start,):
+                raise InferenceFailed(
+                    f"{name!r} answered rows {start} to {stop - 1} with {tensor!r} of the shape {list(array.shape)}, "
+                    "which is not one item for each row: the answers cannot be joined. Send at most "
+                    f"{limit} rows at a time."
+                )
+        parts.append(part)
+    return {tensor: np.concatenate([part[tensor] for part in parts]) for tensor in parts[0]}
 
 
 def _require_optional(control: Control, name: str, missing: list[str]) -> None:

@@ -90,6 +90,12 @@ SETTINGS = (
         "Seconds that Triton has to load or unload a model.",
     ),
     SettingDefinition(
+        "lossy_casts",
+        "TRITON_LOSSY_CASTS",
+        "false",
+        "Whether predict may drop digits to fit an input to the model's datatype: true or false.",
+    ),
+    SettingDefinition(
         "headers",
         "TRITON_HEADERS",
         None,
@@ -111,6 +117,7 @@ class Settings:
         model_repository: A path; ``None``: not set.
         request_timeout: Seconds.
         load_timeout: Seconds.
+        lossy_casts: Whether a cast may drop digits.
         headers: Sent with every request.
     """
 
@@ -119,6 +126,7 @@ class Settings:
     model_repository: Setting[str | None]
     request_timeout: Setting[float]
     load_timeout: Setting[float]
+    lossy_casts: Setting[bool]
     headers: Setting[Mapping[str, str]] = field(repr=False)
 
     @classmethod
@@ -158,6 +166,7 @@ class Settings:
             model_repository=value("model_repository"),
             request_timeout=_seconds(value("request_timeout"), "request_timeout"),
             load_timeout=_seconds(value("load_timeout"), "load_timeout"),
+            lossy_casts=_boolean(value("lossy_casts"), "lossy_casts"),
             headers=_headers(value("headers")),
         )
 
@@ -267,6 +276,13 @@ def _seconds(setting: Setting[str | None], name: str) -> Setting[float]:
     if not (0 < seconds < math.inf):
         raise InvalidSetting(f"{name} {setting} is not a positive number of seconds.")
     return Setting(seconds, setting.source)
+
+
+def _boolean(setting: Setting[str | None], name: str) -> Setting[bool]:
+    text = (setting.value or "").lower()
+    if text not in ("true", "false"):
+        raise InvalidSetting(f"{name} {setting} is neither true nor false.")
+    return Setting(text == "true", setting.source)
 
 
 def _headers(setting: Setting[str | None]) -> Setting[Mapping[str, str]]:

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from mlflow.deployments import PredictionsResponse
 
-from mlflow_triton.errors import InvalidParameter
+from mlflow_triton.errors import InvalidInput, InvalidParameter
+from mlflow_triton.tensors.arrays import to_array
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +54,9 @@ class TritonPredictions(PredictionsResponse):
                 f"The outputs do not have one first dimension ({shapes}), so they are no table: use 'ndarray'."
             )
         columns = {}
-        for name, array in outputs.items():
+        for name, tensor in outputs.items():
+            # pandas knows no bfloat16; float32 has all of its values.
+            array = tensor.astype(np.float32) if tensor.dtype.name == "bfloat16" else tensor
             flat = (
                 array.reshape(array.shape[0])
                 if array.ndim == 2 and array.shape[1] == 1
@@ -84,16 +87,20 @@ class TritonPredictions(PredictionsResponse):
 
     @classmethod
     def from_json(cls, json_str: str) -> TritonPredictions:
-        """Read what `to_json` wrote; datatypes are NumPy's for the JSON values."""
+        """Read what `to_json` wrote: the same values, as bool, int64, uint64, float64 or ``str``.
+
+        Raises:
+            InvalidParameter: It is something else.
+        """
         try:
             return cls(
                 {
                     "outputs": {
-                        name: np.array(value) for name, value in json.loads(json_str)["outputs"].items()
+                        name: to_array(value, name) for name, value in json.loads(json_str)["outputs"].items()
                     }
                 }
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidInput) as error:
             raise InvalidParameter(f"Not a JSON object with the key 'outputs': {error}.") from None
 
 
