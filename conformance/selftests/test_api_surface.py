@@ -98,12 +98,15 @@ def test_mlflows_plugin_manager_takes_it() -> None:
     ["create_deployment", "update_deployment", "delete_deployment", "list_deployments", "get_deployment", "predict", "explain"],
 )  # fmt: skip
 def test_signatures_are_mlflows(method: str) -> None:
-    """Each verb has MLflow's parameters, in its order and with its defaults, by name as its CLI looks for them."""
+    """Each verb has MLflow's parameters, in its order and with its defaults; others by keyword only, and optional."""
     ours = inspect.signature(getattr(TritonDeploymentClient, method)).parameters
     theirs = inspect.signature(getattr(BaseDeploymentClient, method)).parameters
-    assert [(item.name, item.default, item.kind) for item in ours.values()] == [
+    assert [(item.name, item.default, item.kind) for item in ours.values()][: len(theirs)] == [
         (item.name, item.default, item.kind) for item in theirs.values()
     ]
+    for item in list(ours.values())[len(theirs) :]:
+        assert item.kind is inspect.Parameter.KEYWORD_ONLY
+        assert item.default is not inspect.Parameter.empty
     assert "endpoint" in ours
 
 

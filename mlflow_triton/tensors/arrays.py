@@ -119,8 +119,8 @@ def _on_gpu(value: Any) -> bool:
 
 def _from_nested(value: list[Any] | tuple[Any, ...], name: str) -> Array:
     """Make an array of nested lists a level at a time, which visits no element in Python."""
-    depth, first = 1, value
-    while isinstance(first, (list, tuple)) and first:
+    depth, first = 1, value[:1]
+    while first and isinstance(first[0], (list, tuple)):
         depth, first = depth + 1, first[0]
         if depth > DEEPEST:
             raise InvalidInput(f"Input {name!r} has more than {DEEPEST} dimensions, or holds itself.")
