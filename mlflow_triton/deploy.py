@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,6 +43,8 @@ from mlflow_triton.repository import config as model_config
 from mlflow_triton.repository.layout import CONFIG_FILE, check_name
 from mlflow_triton.repository.record import RECORD_NAME, Record, digest
 from mlflow_triton.staging import deployed, downloaded
+from mlflow_triton.steps import operation as operation_of
+from mlflow_triton.steps import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -157,7 +159,8 @@ class Deployer:
                     self._change(claim, workspace, record, was_ready=False, to_be_tested=options.smoke_test),
                 ):
                     try:
-                        workspace.publish(name)
+                        with step("publish"):
+                            workspace.publish(name)
                     except FileExistsError:
                         raise self._taken(name) from None
                     # The server tells which versions it knows of a model that is in the repository.
@@ -211,7 +214,8 @@ class Deployer:
             self._dependants.members_proven(layout.config),
             self._change(claim, workspace, record, was_ready=was_ready, to_be_tested=options.smoke_test),
         ):
-            workspace.swap(name)
+            with step("publish"):
+                workspace.swap(name)
             self._load(record, load_with, options, otherwise=unchanged)
             self._dependants.refuse_broken(name, ensembles, unchanged)
             self._smoke_test(record, layout, example, options, otherwise=unchanged)
@@ -244,12 +248,14 @@ class Deployer:
                 self._dependants.refuse_delete(name)
                 with self._change(claim, workspace, None, was_ready=self._control.is_ready(name)):
                     try:
-                        self._control.unload(name, timeout=options.load_timeout)
+                        with step("unload"):
+                            self._control.unload(name, timeout=options.load_timeout)
                     except ServerTimeout as error:
                         raise ServerTimeout(
                             f"{error.message} {name!r} was not deleted and serves on."
                         ) from None
-                    workspace.remove(name)
+                    with step("remove"):
+                        workspace.remove(name)
         log.info("Deleted the deployment %r.", name)
 
     def get(self, name: str) -> Deployment:
@@ -317,7 +323,8 @@ class Deployer:
                 record = self._managed(name)
                 if self.serving_id(name) == record.deployment_id and self._control.is_ready(name):
                     return Restored(name, "serves already", failed=False)
-                self._recovery.serve(name, timeout=options.load_timeout)
+                with step("load"):
+                    self._recovery.serve(name, timeout=options.load_timeout)
                 self._prove(record, f"The files of {name!r} are untouched.")
         except TritonPluginError as error:
             return Restored(name, error.message, failed=True)
@@ -385,8 +392,11 @@ class Deployer:
         """Hold the name while the block runs, and remove what operations that died have left."""
         check_name(name)
         self._repository.check()
-        with self._repository.claim(name, operation, timeout=options.lock_timeout or LOCK_TIMEOUT) as claim:
-            self._repository.collect()
+        with operation_of(name, operation), ExitStack() as held:
+            with step("claim"):
+                timeout = options.lock_timeout or LOCK_TIMEOUT
+                claim = held.enter_context(self._repository.claim(name, operation, timeout=timeout))
+                self._repository.collect()
             try:
                 yield claim
             except ServerUnavailable as error:
@@ -399,7 +409,8 @@ class Deployer:
         """Make a workspace for the block, once the server is known to read this repository and nothing is in doubt."""
         try:
             with self._repository.workspace(claim) as workspace:
-                self._recovery.prove_repository(workspace, claim.name)
+                with step("prove repository"):
+                    self._recovery.prove_repository(workspace, claim.name)
                 self._recovery.settle(claim, workspace, repeated=claim.operation == "create")
                 yield workspace
         except OSError as error:
@@ -427,8 +438,10 @@ class Deployer:
         try:
             yield
             if new is not None:
-                self._repository.sync(new)
-            claim.commit()
+                with step("sync"):
+                    self._repository.sync(new)
+            with step("commit"):
+                claim.commit()
         except BaseException as error:
             if not claim.in_doubt:
                 raise  # it stands
@@ -451,6 +464,7 @@ class Deployer:
                     ) from error
             raise
 
+    @step("stage")
     def _stage(
         self, workspace: Workspace, wanted: _Wanted, known: set[int]
     ) -> tuple[Record, Layout, Example | None]:
@@ -511,6 +525,7 @@ class Deployer:
         _finish(workspace.model, mode)
         return record, layout, source.example
 
+    @step("download")
     def _source(self, workspace: Workspace, wanted: _Wanted) -> Source:
         if wanted.model_uri is not None:
             return downloaded(wanted.model_uri, wanted.flavor, wanted.options, workspace.download)
@@ -518,15 +533,14 @@ class Deployer:
         changed = self._repository.changed_files(record)
         return deployed(record, self._repository.path / wanted.name, changed, wanted.options)
 
+    @step("load")
     def _load(self, record: Record, load_with: str, options: DeploymentOptions, *, otherwise: str) -> None:
         """Load what was published and prove that it is what serves; `otherwise` tells what a failure leaves."""
-        started = time.monotonic()
         try:
             self._control.load(record.name, config_json=load_with, timeout=options.load_timeout)
         except (LoadFailed, ServerUnavailable) as error:
             raise type(error)(f"{error.message} {otherwise}") from None
         self._prove(record, otherwise)
-        log.info("Triton loaded %r in %.2f s.", record.name, time.monotonic() - started)
 
     def _smoke_test(
         self,
@@ -544,11 +558,13 @@ class Deployer:
 
         try:
             version = model_config.served(layout.config, layout.versions)[-1]
-            smoke_test(self._control, record.name, version=version, example=example)
+            with step("smoke test"):
+                smoke_test(self._control, record.name, version=version, example=example)
         except SmokeTestFailed as error:
             raise SmokeTestFailed(f"{error.message} {otherwise}") from None
         self._prove(record, otherwise)  # another client may have loaded something else meanwhile
 
+    @step("verify")
     def _prove(self, record: Record, otherwise: str) -> None:
         """Refuse what the server runs after a load, if it is not this deployment."""
         serving = self.serving_id(record.name)

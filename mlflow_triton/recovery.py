@@ -23,6 +23,7 @@ from mlflow_triton.errors import (
 )
 from mlflow_triton.repository import config as model_config
 from mlflow_triton.serving.trial import BACKENDS, load_trial
+from mlflow_triton.steps import UNDO, operation, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -148,6 +149,7 @@ class Recovery:
         log.warning("%s", outcome)
         return outcome
 
+    @step(UNDO)
     def undo(
         self,
         name: str,
@@ -185,12 +187,14 @@ class Recovery:
                 steps.insert(0, lambda: self._wait_for_loads(name, timeout))
             steps.append(lambda: self._serve_again(name, change, sure=sure, timeout=timeout))
         problems: list[Exception] = []
-        for step in steps:
-            problem = _attempt(step)
+        for undone in steps:
+            problem = _attempt(undone)
             problems += [problem] if problem else []
             # A load that is under way must keep its files: Triton waits for ever for the process of a Python
             # model whose file has gone. And where the disk is not as before, the server should not be either.
-            if isinstance(problem, OSError) or (step is not put_back and isinstance(problem, ServerTimeout)):
+            if isinstance(problem, OSError) or (
+                undone is not put_back and isinstance(problem, ServerTimeout)
+            ):
                 break
         return problems
 
@@ -212,6 +216,7 @@ class Recovery:
                 continue
             try:
                 with (
+                    operation(notice.name, "repair"),
                     self._repository.claim(notice.name, "repair", timeout=1) as claim,
                     self._repository.workspace(claim) as spare,
                 ):
