@@ -202,6 +202,18 @@ def test_every_directory_is_a_version_refused_or_ignored_by_triton(name: str) ->
             ),
             "names the file 'initial_state/zero', which is not there",
         ),
+        (
+            layout(
+                "1/model.onnx",
+                config=ONNX
+                + b' default_model_filename: "../../x" cc_model_filenames { key: "7.5" value: "m" }',
+            ),
+            "default_model_filename names '../../x', outside the version's directory",
+        ),
+        (
+            layout("1/model.onnx", config=ONNX + b' cc_model_filenames { key: "7.5" value: "/etc/x" }'),
+            "cc_model_filenames '7.5' names '/etc/x', outside",
+        ),
         (layout("1/model.py", "mlflow-meta.json", config=PYTHON), "holds mlflow-meta.json"),
         (layout("1/model.py", "a/../../x", config=PYTHON), "leads out of the model directory"),
         (layout("1/model.py", "/etc/x", config=PYTHON), "leads out of the model directory"),

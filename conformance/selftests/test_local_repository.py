@@ -508,6 +508,21 @@ def test_one_record(repository: LocalRepository, root: Path) -> None:
         repository.record("corrupt")
 
 
+def test_a_pipe_keeps_nobody_waiting(repository: LocalRepository, root: Path) -> None:
+    """A pipe in place of a record, a configuration or a published file is told, and not waited for."""
+    for name in ("m", "other"):
+        (root / name).mkdir()
+        os.mkfifo(root / name / "config.pbtxt")
+    os.mkfifo(root / "other" / RECORD_NAME)
+    put(root, "m", Record("m", "", "", "", files={"config.pbtxt": "sha256:0"}).to_json())
+    with pytest.raises(RepositoryError, match="is not a plain file"):
+        repository.record("other")
+    record = repository.record("m")
+    assert record is not None
+    assert repository.changed_files(record) == ["config.pbtxt"]
+    assert [name for name, _ in repository.config_texts()] == ["foreign"]
+
+
 def test_what_has_a_name(repository: LocalRepository, root: Path) -> None:
     """A name is taken by whatever lies there, a broken link included."""
     (root / "broken").symlink_to("nowhere")

@@ -151,6 +151,12 @@ def test_served_follows_the_version_policy(policy: str, expected: tuple[int, ...
     ("text", "words"),
     [
         ('name: "other"', 'deploy under the name "other"'),
+        ('backend: "../../tmp/evil"', 'backend "../../tmp/evil" is no name'),
+        ('backend: "python" runtime: "/tmp/evil.so"', 'runtime "/tmp/evil.so" is no name'),
+        (
+            'model_repository_agents { agents { name: "../evil" } }',
+            'model_repository_agents "../evil" is no name',
+        ),
         ("max_batch_size: -1", "max_batch_size is -1"),
         ('input { name: "i" data_type: TYPE_FP32 dims: [ 3, 0 ] }', 'input "i" has dims [3, 0]'),
         ('output { name: "o" data_type: TYPE_FP32 dims: -2 }', 'output "o" has dims [-2]'),

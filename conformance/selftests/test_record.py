@@ -27,7 +27,10 @@ OPTIONAL = (
 )
 WRONG_TEXTS: list[Any] = [1, [], {}]
 WRONG_VERSIONS: list[Any] = [None, 1, "1", ["1"], [1.0], [True]]
-WRONG_FILES: list[Any] = [None, [], {"a": 1}, {"a": None}]
+WRONG_FILES: list[Any] = [
+    *(None, [], {"a": 1}, {"a": None}),
+    *({path: "sha256:0"} for path in ("../x", "/dev/zero", "a/../../x", "", ".", "a\0")),
+]
 
 
 def read(document: Any) -> Record:
@@ -47,13 +50,14 @@ def refusal(document: Any) -> str:
     return message
 
 
+PATHS = st.text().map(lambda text: f"1/x{text}".translate({0: "_"}).replace("/.", "_"))
 TEXT_OR_NONE = st.none() | st.text()
 RECORDS = st.builds(
     Record,
     *[st.text()] * 4,
     *[TEXT_OR_NONE] * 5,
     st.lists(st.integers()).map(tuple),
-    st.dictionaries(st.text(), st.text()),
+    st.dictionaries(PATHS, st.text()),
     TEXT_OR_NONE,
     TEXT_OR_NONE,
 )

@@ -4,13 +4,14 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
 
 from mlflow_triton.errors import InvalidModel, ModelNotFound, ServerUnavailable, TritonPluginError
-from mlflow_triton.models import tracking
+from mlflow_triton.models import onnx, tracking, triton
 from mlflow_triton.models.resolve import Origin, resolve
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def test_artifacts_that_are_no_model(source: Path, destination: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"nonsense", b"[]", b"a: b: c", b"\xff\xfe\x00", b"flavors: 1", b"flavors: [onnx]", b"flavors: {onnx: 5}", b"{", b"unknown: 1", b"flavors: {onnx: [1]}", b"!!python/object/apply:os.getcwd []"],
+    [b"", b"nonsense", b"[]", b"a: b: c", b"\xff\xfe\x00", b"flavors: 1", b"flavors: [onnx]", b"flavors: {onnx: 5}", b"{", b"unknown: 1", b"flavors: {onnx: [1]}", b"!!python/object/apply:os.getcwd []", b"[" * 5_000, b"flavors: {}\nutc: 2026-99-99"],
 )  # fmt: skip
 def test_a_broken_mlmodel(text: bytes, source: Path, destination: Path) -> None:
     """An MLmodel file that cannot be read is an error of one line; one that can gives its flavors."""
@@ -339,9 +340,60 @@ def test_ids_that_yaml_takes_for_numbers(source: Path, destination: Path) -> Non
     assert origin.model_id in {"42", None}  # MLflow 2 has no model ids
 
 
+#: Nine times nine times … nine: some hundred bytes of YAML whose text would have gigabytes.
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]\n" for number in range(1, 12)
+)
+
+
+def test_yaml_that_grows_without_end(source: Path, destination: Path) -> None:
+    """What YAML makes of a few lines is never written out: it is no text, and so no id and no path."""
+    (source / "MLmodel").write_text(
+        f"{BOMB}flavors: {{onnx: {{data: *a11}}, triton: {{data: *a11}}}}\nrun_id: *a11\n"
+    )
+    (source / "registered_model_meta").write_text(f"{BOMB}model_name: *a11\nmodel_version: *a11\n")
+    model = resolve(str(source), destination)
+    assert (model.origin.model_name, model.origin.model_version, model.origin.run_id) == (None, None, None)
+    with pytest.raises(InvalidModel, match="does not say which file"):
+        onnx.contents(model, version=1, run_files=destination)
+    with pytest.raises(InvalidModel, match="is in a list"):
+        triton.contents(model)
+
+
+@pytest.mark.parametrize("data", ["../outside", "/etc", "loop/x", "link", "nul\0", ".."])
+def test_an_onnx_file_outside_of_the_model(data: str, source: Path, destination: Path) -> None:
+    """What MLmodel names outside of the model is refused, by whatever way it leads there."""
+    found = resolve(str(source), destination)
+    (found.path / "loop").symlink_to("loop")
+    (found.path / "link").symlink_to("/etc")
+    model = replace(found, flavors={"onnx": {"data": data}})
+    with pytest.raises(InvalidModel, match=r"outside of the model|not there"):
+        onnx.contents(model, version=1, run_files=destination)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("/etc/passwd", "leads out of the model"),
+        ("../outside", "leads out of the model"),
+        ("nowhere", "leads nowhere"),
+        ("link", "leads nowhere"),
+        (".", "leads back to a directory that it is in"),
+        ("sub/..", "leads back to a directory that it is in"),
+    ],
+)
+def test_links_among_the_artifacts(target: str, words: str, source: Path, destination: Path) -> None:
+    """A link that leads out of a local model, nowhere, or in a circle is refused before anything is copied."""
+    (source / "sub").mkdir()
+    (source / "link").symlink_to(target)
+    with pytest.raises(InvalidModel, match=rf"link is a symbolic link that {words}"):
+        resolve(str(source), destination)
+    assert list(destination.iterdir()) == []
+
+
 def test_a_broken_registered_model_meta(source: Path, destination: Path) -> None:
     """A registered_model_meta that is no YAML is an error of this package."""
-    for content in (b"a: b: c", b"\xff\xff"):
+    for content in (b"a: b: c", b"\xff\xff", b"[" * 5_000, b"model_version: 2026-99-99"):
         (source / "registered_model_meta").write_bytes(content)
         with pytest.raises(InvalidModel, match="its file registered_model_meta cannot be read"):
             resolve(str(source), destination)

@@ -43,9 +43,12 @@ def input_example(model: ResolvedModel) -> Example | None:
         info = logged.saved_input_example_info
         if not info:
             return None
-        path = model.path / str(info["artifact_path"])
+        name = info["artifact_path"]
+        if not isinstance(name, str):
+            raise TypeError("MLmodel does not say where it is")  # noqa: TRY301 - handled as the others
+        path = model.path / name
         if path.is_symlink() or not path.resolve().is_relative_to(model.path.resolve()):
-            raise ValueError(f"{info['artifact_path']!r} is outside of the model")  # noqa: TRY301 - as the others
+            raise ValueError(f"{name!r} is outside of the model")  # noqa: TRY301 - as the others
         document = json.loads(path.read_bytes())
         data = document["inputs"] if info.get("params") else document
         # MLflow takes a string there for the path of another file, wherever that is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,11 @@ def _model_file(model: ResolvedModel, flavor: dict[str, Any]) -> Path:
             f"{model.origin.uri}: MLmodel does not say which file the onnx model is (flavors.onnx.data)."
         )
     path = model.path / name
-    if not path.resolve().is_relative_to(model.path.resolve()) or path.is_symlink():
+    if (
+        "\0" in name
+        or path.is_symlink()
+        or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(model.path))
+    ):
         raise InvalidModel(f"{model.origin.uri}: MLmodel names {name!r}, which is outside of the model.")
     if path.is_dir():
         found = sorted(path.glob("*.onnx"))

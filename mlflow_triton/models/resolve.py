@@ -112,17 +112,28 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
 
 
 def _refuse_links(uri: str) -> None:
-    """Refuse a local directory with links that lead out of it: MLflow 2 follows them, and copies what is there."""
+    """Refuse a local directory with links that lead out of it, nowhere, or around: MLflow 2 follows and copies them."""
     root = Path(local_file_uri_to_path(uri) if _scheme(uri) == "file" else uri)
     if not root.is_dir():
         return
+    inside = os.path.realpath(root)
     for parent, directories, files in os.walk(root):
         for name in [*directories, *files]:
             path = Path(parent, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            if not path.is_symlink():
+                continue
+            target = Path(os.path.realpath(path))
+            where = None
+            if not target.is_relative_to(inside):
+                where = "leads out of the model"
+            elif not path.exists():
+                where = "leads nowhere"
+            elif Path(os.path.realpath(parent)).is_relative_to(target):
+                where = "leads back to a directory that it is in"
+            if where is not None:
                 raise InvalidModel(
-                    f"{uri}: {path.relative_to(root)} is a symbolic link that leads out of the model. Nothing was "
-                    "changed. Put the file itself there (cp -rL copies what links lead to)."
+                    f"{uri}: {path.relative_to(root)} is a symbolic link that {where}. Nothing was changed. Put the "
+                    "file itself there (cp -rL copies what links lead to)."
                 )
 
 
@@ -135,14 +146,14 @@ def _registered_model_meta(path: Path, uri: str) -> dict[str, Any]:
         return {}
     try:
         meta = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidModel(f"{uri}: its file {path.name} cannot be read: {first_words(error)}") from None
     return meta if isinstance(meta, dict) else {}
 
 
 def _text(value: object) -> str | None:
-    """Return what YAML may have taken for a number as text."""
-    return None if value is None else str(value)
+    """Return what YAML may have taken for a number as text; ``None`` for anything else, which may have no end."""
+    return str(value) if isinstance(value, (str, int, float)) else None
 
 
 def run_artifacts(model: ResolvedModel, suffixes: frozenset[str], destination: Path) -> list[Path]:

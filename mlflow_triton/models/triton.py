@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import stat
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from mlflow_triton.errors import InvalidModel
 from mlflow_triton.models.contents import Contents
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mlflow_triton.models.resolve import ResolvedModel
 
 __all__ = ["FLAVOR", "contents", "directory", "scan"]
@@ -45,15 +44,21 @@ def directory(model: ResolvedModel) -> Path:
         InvalidModel: MLmodel does not name a directory inside the model.
     """
     data = model.flavors[FLAVOR].get("data")
+    plain = data is None or isinstance(data, (str, int, float))  # what else YAML makes may have no end
+    named = repr(data) if plain else f"a {type(data).__name__}"
     path = model.path / data if isinstance(data, str) and "\0" not in data else model.path
-    if path == model.path or path.is_symlink() or not path.resolve().is_relative_to(model.path.resolve()):
+    if (
+        path == model.path
+        or path.is_symlink()
+        or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(model.path))
+    ):
         problem = "which is not a directory inside of the model"
     elif not path.is_dir():
         problem = "which is not there"
     else:
         return path
     raise InvalidModel(
-        f"{model.origin.uri}: MLmodel says that the Triton model is in {data!r} (flavors.triton.data), {problem}. "
+        f"{model.origin.uri}: MLmodel says that the Triton model is in {named} (flavors.triton.data), {problem}. "
         "Nothing was changed. Publish it again: mlflow-triton publish."
     )
 

@@ -36,6 +36,7 @@ _NO_VALUE: Final = re.compile(
     r"""Enum type "(?P<type>[\w.]+)" has no value named ["']?(?P<word>[^"'.]*)""",
 )
 _LONGEST_PROBLEM: Final = 300
+_LIBRARY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 # An instance's name is a part of its stub process's command line.
 _UNSAFE_IN_COMMAND: Final = re.compile(r"[\s\"'`$\\;&|<>(){}\[\]*?!#~]")
 # What tritonserver 2.51 maps to a backend; any other platform without a backend is a poll failure.
@@ -226,6 +227,12 @@ def _identity(config: ModelConfig, name: str | None) -> Iterator[str]:
         )
     if config.platform == "ensemble" and not config.HasField("ensemble_scheduling"):
         yield 'it says platform: "ensemble" without ensemble_scheduling: add the steps of the ensemble'
+    # They become parts of the paths of libraries that the server loads.
+    named = [("backend", config.backend), ("runtime", config.runtime)]
+    named += [("model_repository_agents", agent.name) for agent in config.model_repository_agents.agents]
+    for field, value in named:
+        if value and not _LIBRARY.fullmatch(value):
+            yield f"{field} {_quoted(value)} is no name: write one of letters, digits, '_', '-' and '.'"
     if config.max_batch_size < 0:
         yield f"max_batch_size is {config.max_batch_size}: set it to 0 (no batching) or more"
 

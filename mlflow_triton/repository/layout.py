@@ -245,8 +245,14 @@ class Layout:
             )
 
     def _named_files(self) -> Iterator[str]:
-        """Files that the configuration names relative to the model directory."""
+        """Files that the configuration names relative to the model directory, or to a version of it."""
         config = self.config
+        for field, file in [
+            ("default_model_filename", config.default_model_filename),
+            *((f"cc_model_filenames {key!r}", file) for key, file in config.cc_model_filenames.items()),
+        ]:
+            if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+                yield f"{field} names {file!r}, outside the version's directory: move it inside"
         named = [("output", tensor.name, "", tensor.label_filename) for tensor in config.output]
         for warmup in config.model_warmup:
             named += [

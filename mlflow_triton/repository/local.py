@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,6 +84,8 @@ class LocalRepository:
         """
         path = self.path / name / RECORD_NAME
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would keep its reader waiting
+                raise RepositoryError(f"The record {path} is not a plain file. Remove it.")
             text = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -182,9 +185,11 @@ class LocalRepository:
             path = root / name
             try:
                 time = record.times.get(name, published)
-                if path.stat().st_mtime_ns != time and digest(path) != recorded:
+                status = path.stat()
+                plain = stat.S_ISREG(status.st_mode)  # anything else may keep its reader waiting
+                if not plain or (status.st_mtime_ns != time and digest(path) != recorded):
                     changed.append(name)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 changed.append(name)
         versions = {name for name in present if name.isascii() and name.isdigit()}
         return sorted(changed) + sorted(versions - set(map(str, record.versions)) if record.files else ())

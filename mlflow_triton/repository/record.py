@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton.errors import RepositoryError
@@ -112,7 +113,15 @@ def _versions(value: Any) -> bool:
 
 
 def _digests(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(digest, str) and _inside(name) for name, digest in value.items()
+    )
+
+
+def _inside(name: str) -> bool:
+    """Say whether a path leads to a place in the model's directory."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and bool(path.parts) and "\0" not in name
 
 
 _VALID: dict[str, Callable[[Any], bool]] = {
