@@ -3,7 +3,8 @@
 What Triton 2.51 does (measured): a load of a member loads its ensembles again, which keep the configuration
 that they were loaded with, and serve on, with the new member, when the load returns; one that no longer fits
 ends, and the load of the member succeeds all the same. An unload of a member ends its ensembles. A load of an
-ensemble loads its members again, from their files: they lose the id that a deployment was loaded with.
+ensemble loads its members again where their directories have changed, as that of a Python model has by its
+``__pycache__``: they lose the id that a deployment was loaded with.
 """
 
 from __future__ import annotations

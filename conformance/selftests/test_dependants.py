@@ -123,6 +123,8 @@ def test_an_ensemble_follows_its_members(pair: Shop) -> None:
     assert pair.proven() == {"part": True, "whole": True}
     pair.client.update_deployment("part", pair.adder(2.0))
     assert (pair.ask("part"), pair.ask("whole"), pair.proven()) == (3.0, 3.0, {"part": True, "whole": True})
+    # As the process of a Python model does: Triton loads a member that has changed along with its ensemble.
+    (pair.repository / "part" / "1" / "__pycache__").mkdir()
     pair.client.update_deployment("whole", pair.ensemble("part", version=1))
     assert (pair.ask("whole"), pair.proven()) == (3.0, {"part": True, "whole": True})
     pair.server.stop()
