@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 #: What happens, and every how manyth step is tried unless ALL_STEPS is set.
-STRIDE = {"one ENOSPC": 4, "one EACCES": 12, "one EIO": 12, "EIO": 14, "server": 14}
+STRIDE = {"one ENOSPC": 6, "one EACCES": 22, "one EIO": 22, "EIO": 26, "server": 20}
 #: linux/sched.h
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 #: Seconds in which an operation must have ended whose server died.
@@ -131,11 +131,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def faults(tmp_path: Path, models: dict[str, str]) -> Iterator[Faults]:
     """Four worlds to try steps in."""
     worlds = [World(tmp_path / f"world{number}", models) for number in range(4)]
-    for world in worlds:
-        world.start()
-    yield Faults(worlds)
-    for world in worlds:
-        world.stop()
+    with ThreadPoolExecutor(len(worlds)) as pool:
+        for world in worlds:
+            world.start()
+        yield Faults(worlds)
+        list(pool.map(World.stop, worlds))
 
 
 @pytest.mark.timeout(1800)
@@ -226,7 +226,7 @@ def test_a_full_disk(tmp_path: Path, models: dict[str, str], record_property: An
         bench = Faults([world])
         try:
             for operation in OPERATIONS:
-                for pages in range(0, 26, 1 if os.environ.get("ALL_STEPS") else 5):
+                for pages in range(0, 26, 1 if os.environ.get("ALL_STEPS") else 8):
                     bench.outcomes[
                         operation, "full disk", on_full_disk(bench, world, disk, operation, pages)
                     ] += 1
@@ -255,32 +255,3 @@ def on_full_disk(bench: Faults, world: World, disk: SmallDisk, operation: str, p
     disk.clear()
     bench.go_on(world, operation, outcome, after=after)
     return f"{'done' if done else 'failed'}, {'new' if done else 'old'}"
-
-
-@pytest.mark.timeout(60)
-def test_names_come_and_go(faults: Faults) -> None:
-    """What other operations put into the repository for a moment never fails a look at what the server knows.
-
-    Triton lists the directory and then looks at each entry; one that has gone meanwhile fails its answer.
-    """
-    world = faults.worlds[0]
-    stop = threading.Event()
-    turns = Counter[str]()
-
-    def work(name: str) -> None:
-        while not stop.is_set():
-            with claim.claim(world.repository, name, "update", timeout=1):
-                turns[name] += 1
-            time.sleep(0.0005)
-
-    threads = [threading.Thread(target=work, args=(f"other{number}",)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        outcome, _ = world.forked(lambda client: [len(client.list_deployments()) for _ in range(500)])
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert json.loads(outcome) == [0] * 500
-    assert min(turns.values()) > 10

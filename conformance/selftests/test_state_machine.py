@@ -534,7 +534,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_sequence(saved: Path) -> None:
     """Whatever is done and happens, in any order: what is listed, described, answered and stored is what should be."""
     seed = int(os.environ.get("STATE_MACHINE_SEED", "0"))
-    wanted = int(os.environ.get("STATE_MACHINE_STEPS", "60"))
+    wanted = int(os.environ.get("STATE_MACHINE_STEPS", "40"))
     counts: Counter[tuple[str, str]] = Counter()
     started = time.monotonic()
     seeds: list[int] = []

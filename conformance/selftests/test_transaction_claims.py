@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -174,6 +175,45 @@ def test_a_forked_process_does_not_keep_the_name(repository: LocalRepository) ->
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+@pytest.mark.slow
+def test_a_forked_process_keeps_what_is_its_own(repository: LocalRepository) -> None:
+    """A process that is forked while other threads take and give up names loses no open file of its own by it."""
+    stop = threading.Event()
+
+    def work(name: str) -> None:
+        while not stop.is_set():
+            with repository.claim(name, "update", timeout=1):
+                pass
+
+    threads = [threading.Thread(target=work, args=(f"m{number}",)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is the point
+            assert [said_by_a_child() for _ in range(80)] == [b"x"] * 80
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def said_by_a_child() -> bytes:
+    """Fork; return what the child says through a pipe."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - another process
+        try:
+            os.write(writing, b"x")
+        finally:
+            os._exit(0)
+    os.close(writing)
+    said = os.read(reading, 1)
+    os.close(reading)
+    os.waitpid(child, 0)
+    return said
 
 
 HOSTILE = {

@@ -164,9 +164,9 @@ class Claim:
             self.operation, self.token, str(self._holder), new, was_ready, server_was_ready, to_be_tested
         )
         self._append("change", change)
-        self._pending = change
         os.fsync(self._descriptor)
         sync_directory(self._path.parent)
+        self._pending = change  # if this was not reached, nothing has been begun, and the file goes
         return change
 
     def commit(self) -> None:
