@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 #: What happens, and every how manyth step is tried unless ALL_STEPS is set.
-STRIDE = {"one ENOSPC": 6, "one EACCES": 22, "one EIO": 22, "EIO": 26, "server": 20}
+STRIDE = {"one ENOSPC": 6, "EIO": 26, "server": 20}
 #: linux/sched.h
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 #: Seconds in which an operation must have ended whose server died.
