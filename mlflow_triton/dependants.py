@@ -90,13 +90,13 @@ class Dependants:
                 f"{_listed(users)} first."
             )
 
-    def refuse_update(self, name: str, layout: Layout, built: Path) -> tuple[str, ...]:
+    def refuse_update(self, name: str, layout: Layout, built: Path | None) -> tuple[str, ...]:
         """Refuse a new model which is known not to fit the ensembles that its deployment is a part of.
 
         Args:
             name: The deployment.
             layout: Of the new model.
-            built: The new model's directory.
+            built: The new model's directory; ``None``: it is not made yet.
 
         Returns:
             The ensembles that serve now, and must do so afterwards: see `refuse_broken`.
@@ -266,7 +266,7 @@ def _from_the_top(names: Collection[str], ensembles: dict[str, model_config.Mode
         return sorted(names)
 
 
-def _tensors(layout: Layout, built: Path) -> tuple[frozenset[str], frozenset[str]] | None:
+def _tensors(layout: Layout, built: Path | None) -> tuple[frozenset[str], frozenset[str]] | None:
     """Return the names of a new model's inputs and outputs; ``None`` where only the server knows them."""
     config = layout.config
     if config.input and config.output:
@@ -277,7 +277,7 @@ def _tensors(layout: Layout, built: Path) -> tuple[frozenset[str], frozenset[str
     files = [path for path in layout.files if path.suffix == ".onnx"]
     if config.input or config.output or len(files) != 1:
         return None
-    return tensor_names(built / files[0])
+    return tensor_names(layout.files[files[0]] if built is None else built / files[0])
 
 
 def _misfits(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 from mlflow_triton import __version__
 from mlflow_triton.configure import configured
 from mlflow_triton.errors import (
+    DeploymentBusy,
     DeploymentExists,
     DeploymentNotFound,
     InvalidModel,
@@ -36,12 +38,13 @@ from mlflow_triton.errors import (
     SmokeTestFailed,
     TritonPluginError,
 )
-from mlflow_triton.models import onnx
+from mlflow_triton.models import onnx, triton
 from mlflow_triton.options import LOCK_TIMEOUT, DeploymentOptions
+from mlflow_triton.plan import Plan, Side
 from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
 from mlflow_triton.repository import config as model_config
 from mlflow_triton.repository.layout import CONFIG_FILE, check_name
-from mlflow_triton.repository.record import RECORD_NAME, Record, digest
+from mlflow_triton.repository.record import RECORD_NAME, Record, digest, text_digest
 from mlflow_triton.staging import deployed, downloaded
 from mlflow_triton.steps import operation as operation_of
 from mlflow_triton.steps import step
@@ -144,11 +147,7 @@ class Deployer:
                     return self._replace(
                         claim, workspace, _Wanted(name, model_uri, flavor, options), unchanged
                     )
-                if self._control.lists(name):
-                    raise RepositoryMismatch(
-                        f"The server has a model {name!r} that is not in {self._repository.path}, but in another of "
-                        "its model repositories. It is untouched. Take another name."
-                    )
+                self._refuse_elsewhere(name)
                 record, layout, example = self._stage(
                     workspace, _Wanted(name, model_uri, flavor, options), set()
                 )
@@ -182,22 +181,11 @@ class Deployer:
             TritonPluginError: Whatever else went wrong; the old model serves, on disk and on the server.
         """
         with self._operation(name, "update", options) as claim:
-            if options.adopt:
-                raise InvalidParameter(
-                    f"-C adopt=true goes with create, and not with update. {name!r} is unchanged. Leave it out of the "
-                    "update of a deployment."
-                )
             if claim.interrupted is None:
                 self._updatable(name, model_uri, flavor, options)
             with self._proven(claim) as workspace:
                 old = self._updatable(name, model_uri, flavor, options)
-                if model_uri is not None and (dropped := old.options.keys() - options.applied().keys()):
-                    log.warning(
-                        "A model brings its own configuration: the options %s of %r do not apply to %s, unless given again.",
-                        ", ".join(sorted(dropped)),
-                        name,
-                        model_uri,
-                    )
+                _warn_of_dropped(old, model_uri, options)
                 unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
                 return self._replace(claim, workspace, _Wanted(name, model_uri, flavor, options), unchanged)
 
@@ -257,6 +245,83 @@ class Deployer:
                     with step("remove"):
                         workspace.remove(name)
         log.info("Deleted the deployment %r.", name)
+
+    def plan(
+        self,
+        operation: str,
+        name: str,
+        model_uri: str | None = None,
+        flavor: str | None = None,
+        options: DeploymentOptions = DeploymentOptions(),  # noqa: B008 - frozen
+    ) -> Plan:
+        """Say what a create, an update or a delete would change, and change nothing.
+
+        What it downloads goes into a temporary directory of the system. It refuses what the operation would refuse,
+        before it publishes anything.
+        """
+        check_name(name)
+        self._repository.check()
+        notice = next((notice for notice in self._repository.notices() if notice.name == name), None)
+        if notice is not None and (notice.held or notice.change is not None):
+            raise DeploymentBusy(
+                f"What would change cannot be said: there is an operation on {name!r} ({_operation(notice)})."
+            )
+        try:
+            with operation_of(name, f"dry run of {operation}"):
+                return self._plan(operation, _Wanted(name, model_uri, flavor, options))
+        except OSError as error:
+            raise RepositoryError(
+                f"Nothing was changed, and what would be cannot be said: {error.strerror or error} ({error.filename})."
+            ) from error
+
+    def _plan(self, operation: str, wanted: _Wanted) -> Plan:
+        name, there = wanted.name, self._repository.exists(wanted.name)
+        if operation == "delete":
+            if not there:
+                return Plan(operation, name, Side(), Side())
+            old = self._side(name, self._managed(name))
+            self._dependants.refuse_delete(name)
+            return Plan(operation, name, old, Side())
+        if operation == "update":
+            record = self._updatable(name, wanted.model_uri, wanted.flavor, wanted.options)
+            _warn_of_dropped(record, wanted.model_uri, wanted.options)
+            old = self._side(name, record)
+        elif there:
+            self._adoptable(name, wanted.options)
+            old = self._side(name, None)
+        else:
+            self._refuse_elsewhere(name)
+            old = Side()
+        return Plan(operation, name, old, self._planned(wanted))
+
+    def _planned(self, wanted: _Wanted) -> Side:
+        """Describe a deployment as it would be; refuse what a create or an update would refuse."""
+        name = wanted.name
+        with tempfile.TemporaryDirectory(prefix="mlflow-triton-dry-run-") as download:
+            source, layout = self._laid_out(Path(download), wanted, self._known_versions(name))
+            self._dependants.refuse_missing(name, layout)
+            if self._repository.exists(name):
+                self._dependants.refuse_update(name, layout, None)
+            digests = {str(target): source.digest(file) for target, file in layout.files.items()}
+            if layout.config_text is not None:
+                digests[CONFIG_FILE] = text_digest(layout.config_text)
+            record = self._record(name, source, layout, digests)
+            return Side.of(record, layout.config_text or b"", {**digests, RECORD_NAME: None})
+
+    def _side(self, name: str, record: Record | None) -> Side:
+        """Describe what is on disk: a deployment, or without a record a model that MLflow did not deploy."""
+        root = self._repository.path / name
+        changed = [] if record is None else self._repository.changed_files(record)
+        known = (
+            {} if record is None else {file: it for file, it in record.files.items() if file not in changed}
+        )
+        files = {str(path): file for path, file in triton.scan(root, origin=str(root)).files.items()}
+        files |= {CONFIG_FILE: root / CONFIG_FILE} if (root / CONFIG_FILE).exists() else {}
+        digests: dict[str, str | None] = {
+            path: None if path == RECORD_NAME else known.get(path) or digest(file)
+            for path, file in files.items()
+        }
+        return Side.of(record, self._repository.config_text(name), digests)
 
     def get(self, name: str) -> Deployment:
         """Describe one deployment.
@@ -338,6 +403,13 @@ class Deployer:
         """Return the deployment id with which the server runs a model; ``None``: none of ours."""
         return self._recovery.serving_id(name)
 
+    def _refuse_elsewhere(self, name: str) -> None:
+        if self._control.lists(name):
+            raise RepositoryMismatch(
+                f"The server has a model {name!r} that is not in {self._repository.path}, but in another of "
+                "its model repositories. It is untouched. Take another name."
+            )
+
     def _adoptable(self, name: str, options: DeploymentOptions) -> None:
         """Refuse to create what is there, unless it is no deployment and may be adopted."""
         if options.adopt:
@@ -362,6 +434,11 @@ class Deployer:
     def _updatable(
         self, name: str, model_uri: str | None, flavor: str | None, options: DeploymentOptions
     ) -> Record:
+        if options.adopt:
+            raise InvalidParameter(
+                f"-C adopt=true goes with create, and not with update. {name!r} is unchanged. Leave it out of the "
+                "update of a deployment."
+            )
         old = self._managed(name)
         given = options.applied()
         if model_uri is None and (flavor is not None or not given):
@@ -472,22 +549,7 @@ class Deployer:
 
         `known`: versions that the server has loaded under this name; see `_refuse_cached`.
         """
-        name, options, source = wanted.name, wanted.options, self._source(workspace, wanted)
-        layout = configured(source.contents, options, name=name, origin=source.name)
-        cached = layout.config.response_cache.enable and not source.answers_alike(layout.config)
-        if (
-            cached
-            and source.flavor == onnx.FLAVOR
-            and options.version is None
-            and known.intersection(layout.versions)
-        ):
-            layout = layout.renumbered(layout.versions[0], max(known) + 1)
-            log.info(
-                "%r becomes version %d: Triton may have cached answers of the others.", name, max(known) + 1
-            )
-        layout.check(name)
-        if cached:
-            self._refuse_cached(layout, name, known, source.flavor)
+        source, layout = self._laid_out(workspace.download, wanted, known)
         # The server may run as another user, and neither this user's umask nor a downloaded file's permissions know of it.
         mode = self._repository.path.stat().st_mode
         for directory in layout.directories:
@@ -503,13 +565,26 @@ class Deployer:
         if layout.config_text is not None:
             (workspace.model / CONFIG_FILE).write_bytes(layout.config_text)
             digests[CONFIG_FILE] = digest(workspace.model / CONFIG_FILE)
-        deployment_id = uuid.uuid4().hex
-        record = Record(
+        record = self._record(wanted.name, source, layout, digests, times=_times(workspace.model))
+        (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+        _finish(workspace.model, mode)
+        return record, layout, source.example
+
+    def _record(
+        self,
+        name: str,
+        source: Source,
+        layout: Layout,
+        digests: dict[str, str],
+        *,
+        times: dict[str, int] | None = None,
+    ) -> Record:
+        return Record(
             name=name,
             triton_model_path=str(self._repository.path / name),
             mlflow_model_uri=source.origin.uri,
             flavor=source.flavor,
-            deployment_id=deployment_id,
+            deployment_id=uuid.uuid4().hex,
             model_name=source.origin.model_name,
             model_version=source.origin.model_version,
             model_id=source.origin.model_id,
@@ -519,16 +594,33 @@ class Deployer:
             plugin_version=__version__,
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             options=source.options,
-            times=_times(workspace.model),
+            times=times or {},
         )
-        (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
-        _finish(workspace.model, mode)
-        return record, layout, source.example
+
+    def _laid_out(self, download: Path, wanted: _Wanted, known: set[int]) -> tuple[Source, Layout]:
+        """Get hold of what was asked for, check it, and lay it out; the repository is not touched."""
+        name, options, source = wanted.name, wanted.options, self._source(download, wanted)
+        layout = configured(source.contents, options, name=name, origin=source.name)
+        cached = layout.config.response_cache.enable and not source.answers_alike(layout.config)
+        if (
+            cached
+            and source.flavor == onnx.FLAVOR
+            and options.version is None
+            and known.intersection(layout.versions)
+        ):
+            layout = layout.renumbered(layout.versions[0], max(known) + 1)
+            log.info(
+                "%r becomes version %d: Triton may have cached answers of the others.", name, max(known) + 1
+            )
+        layout.check(name)
+        if cached:
+            self._refuse_cached(layout, name, known, source.flavor)
+        return source, layout
 
     @step("download")
-    def _source(self, workspace: Workspace, wanted: _Wanted) -> Source:
+    def _source(self, download: Path, wanted: _Wanted) -> Source:
         if wanted.model_uri is not None:
-            return downloaded(wanted.model_uri, wanted.flavor, wanted.options, workspace.download)
+            return downloaded(wanted.model_uri, wanted.flavor, wanted.options, download)
         record = self._managed(wanted.name)
         changed = self._repository.changed_files(record)
         return deployed(record, self._repository.path / wanted.name, changed, wanted.options)
@@ -604,6 +696,16 @@ class Deployer:
             f"version {', '.join(map(str, used))} of {name!r}; it would give them for the new one. Nothing was "
             f"changed. For an unused version number, {way}; or disable response_cache in config.pbtxt; or restart "
             "Triton, which empties its cache."
+        )
+
+
+def _warn_of_dropped(old: Record, model_uri: str | None, options: DeploymentOptions) -> None:
+    if model_uri is not None and (dropped := old.options.keys() - options.applied().keys()):
+        log.warning(
+            "A model brings its own configuration: the options %s of %r do not apply to %s, unless given again.",
+            ", ".join(sorted(dropped)),
+            old.name,
+            model_uri,
         )
 
 

@@ -9,6 +9,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import click
 from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_triton.errors import InvalidParameter, InvalidSetting
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mlflow_triton.deploy import Deployer, Deployment, Restored
+    from mlflow_triton.plan import Plan
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
     from mlflow_triton.tensors.decode import TritonPredictions
@@ -82,7 +84,8 @@ class TritonDeploymentClient(BaseDeploymentClient):
             endpoint: Not supported: Triton has no endpoints beside its models.
 
         Returns:
-            ``name`` and ``flavor``, and what `get_deployment` returns.
+            ``name`` and ``flavor``, and what `get_deployment` returns. With ``dry_run``, these two and what would
+            change: ``model``, ``versions``, ``config`` and ``options`` as ``[old, new]``, ``files`` by digest.
 
         Raises:
             DeploymentExists: The name is taken.
@@ -90,6 +93,8 @@ class TritonDeploymentClient(BaseDeploymentClient):
         """
         _no_endpoint(endpoint)
         options = DeploymentOptions.parse(config)
+        if options.dry_run:
+            return _shown(self._deployer().plan("create", name, _uri(model_uri), flavor, options))
         return self._details(self._deployer().create(name, _uri(model_uri), flavor, options), in_sync=True)
 
     def update_deployment(
@@ -119,17 +124,22 @@ class TritonDeploymentClient(BaseDeploymentClient):
         _no_endpoint(endpoint)
         options = DeploymentOptions.parse(config)
         uri = None if model_uri is None else _uri(model_uri)
+        if options.dry_run:
+            return _shown(self._deployer().plan("update", name, uri, flavor, options))
         return self._details(self._deployer().update(name, uri, flavor, options), in_sync=True)
 
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
-    ) -> None:
+    ) -> dict[str, Any] | None:
         """Unload a deployment and remove its files; without one of that name, do nothing.
 
         Args:
             name: The deployment.
-            config: ``lock_timeout`` applies to a deletion, nothing else.
+            config: ``lock_timeout`` and ``dry_run`` apply to a deletion, nothing else.
             endpoint: Not supported.
+
+        Returns:
+            Nothing; with ``dry_run``, what would change, as `create_deployment`.
 
         Raises:
             DeploymentNotFound: The model of that name was not deployed by MLflow; it is untouched.
@@ -137,12 +147,15 @@ class TritonDeploymentClient(BaseDeploymentClient):
         """
         _no_endpoint(endpoint)
         options = DeploymentOptions.parse(config)
-        if others := [key for key in config or () if key != "lock_timeout"]:
+        if others := [key for key in config or () if key not in ("lock_timeout", "dry_run")]:
             raise InvalidParameter(
-                f"A deletion takes no options (-C) but lock_timeout, and got {', '.join(map(repr, others))}. "
+                f"A deletion takes no options (-C) but lock_timeout and dry_run, and got {', '.join(map(repr, others))}. "
                 "Nothing was changed."
             )
+        if options.dry_run:
+            return _shown(self._deployer().plan("delete", name))
         self._deployer().delete(name, options)
+        return None
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """List every deployment in the model repository, loaded or not, one entry for each.
@@ -197,7 +210,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
         Returns:
             Name, text and whether it failed, for each one.
         """
-        return self._deployer().restore(names, DeploymentOptions.parse(config))
+        return self._deployer().restore(names, _done(DeploymentOptions.parse(config), "restore"))
 
     def predict(
         self,
@@ -317,6 +330,25 @@ def _uri(model_uri: object) -> str:
     return model_uri
 
 
+def _shown(plan: Plan) -> dict[str, Any]:
+    """Return what would change; under ``mlflow deployments``, print it and end, before MLflow says that it was done."""
+    context = click.get_current_context(silent=True)
+    callback = None if context is None else context.command.callback
+    if context is not None and getattr(callback, "__module__", None) == "mlflow.deployments.cli":
+        click.echo(str(plan))
+        context.exit(0)
+    return plan.to_dict()
+
+
+def _done(options: DeploymentOptions, operation: str) -> DeploymentOptions:
+    """Refuse a dry run of an operation that has none."""
+    if options.dry_run:
+        raise InvalidParameter(
+            f"{operation} has no dry run (-C dry_run): create, update and delete have. Nothing was changed."
+        )
+    return options
+
+
 def _no_endpoint(endpoint: str | None) -> None:
     if endpoint is not None:
         raise InvalidParameter(
@@ -356,6 +388,7 @@ def run_local(
         EmbeddedServerError: The server cannot be started, or ended by itself.
         TritonPluginError: The model cannot be deployed.
     """
+    _done(DeploymentOptions.parse(config), "run-local")
     from mlflow_triton.embedded import EmbeddedTriton  # noqa: PLC0415 - keeps MLflow's other targets fast
     from mlflow_triton.embedded.foreground import serve  # noqa: PLC0415 - same
     from mlflow_triton.embedded.runtime import safe_temporary_directory  # noqa: PLC0415 - same

@@ -239,6 +239,12 @@ OPTIONS = (
         _switch,
     ),
     OptionDefinition(
+        "dry_run",
+        "BOOLEAN",
+        "true: say what would change, and change nothing (default false). Also for delete.",
+        _switch,
+    ),
+    OptionDefinition(
         "config_file",
         "PATH",
         "A config.pbtxt on this machine, to be used in place of the model's own. The options below change it as any other.",
@@ -332,6 +338,7 @@ class DeploymentOptions:
         lock_timeout: Seconds; ``None``: `LOCK_TIMEOUT`.
         adopt: Whether a creation may replace a model that is not a deployment.
         smoke_test: Whether the new model must answer a request before the change stands.
+        dry_run: Whether only to say what would change.
         config_file: Path of a config.pbtxt.
 
     The others are fields of Triton's model configuration; ``None``: as the model has it. ``warmup`` is a number of
@@ -343,6 +350,7 @@ class DeploymentOptions:
     lock_timeout: float | None = None
     adopt: bool = False
     smoke_test: bool = False
+    dry_run: bool = False
     config_file: str | None = None
     version_policy: VersionPolicy | None = None
     max_batch_size: int | None = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_conformance import models
@@ -186,3 +189,99 @@ def test_options_alone_keep_what_was_changed_by_hand(
     changed = {name for name in created["files"] if created["files"][name] != updated["files"][name]}
     assert changed == {"labels.txt", "config.pbtxt"}
     assert deployment_client.get_deployment(deployment_name)["in_sync"] is True
+
+
+@pytest.mark.slow
+def test_dry_run(
+    deployment_client: Any,
+    deployment_name: str,
+    publish_triton: PublishTriton,
+    triton_server: TritonServer,
+    world: Callable[[], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dry run says what the operation then does, file by file, and leaves everything as it is."""
+    first = publish_triton(models.write_python(tmp_path / "first", {1: 1, 2: 2}))
+    second = publish_triton(models.write_python(tmp_path / "second", {2: 5, 3: 3}))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    client, name, dry = deployment_client, deployment_name, {"dry_run": "true"}
+    directory = triton_server.model_repository / name
+
+    def untouched(call: Callable[[], Any]) -> Any:
+        before = world()
+        plan = call()
+        assert (world(), list(temporary.iterdir())) == (before, [])
+        assert plan["dry_run"] is True
+        return plan
+
+    def digests() -> dict[str, str]:
+        return dict(client.get_deployment(name)["files"])
+
+    plan = untouched(lambda: client.create_deployment(name, first, config=dry))
+    assert not directory.exists()
+    client.create_deployment(name, first)
+    old = digests()
+    assert plan["files"] == {"added": old | {"mlflow-meta.json": None}, "changed": {}, "removed": {}}
+    assert (plan["flavor"], plan["versions"]) == ("triton", [[], [1, 2]])
+    assert plan["config"]["version_policy"] == [None, {"all": {}}]
+
+    plan = untouched(lambda: client.update_deployment(name, config={"instance_count": 3, **dry}))
+    assert plan["files"]["changed"].keys() == {"config.pbtxt", "mlflow-meta.json"}
+    assert (plan["files"]["added"], plan["files"]["removed"]) == ({}, {})
+    assert plan["config"] == {
+        "instance_group": [[{"count": count, "kind": "KIND_CPU"}] for count in (1, 3)],
+    }
+    assert plan["options"] == {"instance_count": [None, 3]}
+
+    plan = untouched(lambda: client.update_deployment(name, second, config=dry))
+    client.update_deployment(name, second)
+    new = digests()
+    assert plan["files"] == {
+        "added": {file: new[file] for file in new.keys() - old.keys()},
+        "changed": {
+            file: [old[file], new[file]] for file in new.keys() & old.keys() if old[file] != new[file]
+        }
+        | {"mlflow-meta.json": [None, None]},
+        "removed": {file: old[file] for file in old.keys() - new.keys()},
+    }
+    assert (plan["versions"], plan["config"]) == ([[1, 2], [2, 3]], {})
+
+    plan = untouched(lambda: client.delete_deployment(name, config=dry))
+    assert plan["files"]["removed"] == new | {"mlflow-meta.json": None}
+    with pytest.raises(MlflowException, match="exists already"):
+        client.create_deployment(name, first, config=dry)
+
+    (directory / "mlflow-meta.json").unlink()
+    plan = untouched(lambda: client.create_deployment(name, second, config={"adopt": True, **dry}))
+    assert plan["files"] == {"added": {"mlflow-meta.json": None}, "changed": {}, "removed": {}}
+    client.create_deployment(name, second, config={"adopt": True})
+
+
+def test_dry_run_of_the_command(
+    deployment_name: str,
+    deployment_client: Any,
+    publish_triton: PublishTriton,
+    world: Callable[[], object],
+    tmp_path: Path,
+) -> None:
+    """On the command line a dry run prints what would change, and no word of having done it."""
+    uri = publish_triton(models.write_python(tmp_path / "source", {1: 1}))
+    before = world()
+    arguments = ["-t", "triton", "--name", deployment_name, "-C", "dry_run=true"]
+    result = CliRunner().invoke(commands, ["create", *arguments, "-m", uri, "-C", "warmup=1"])
+    assert result.exit_code == 0, result.output
+    head, *lines = result.stdout.splitlines()
+    assert head == f"Dry run: nothing was changed. Create of {deployment_name!r} would mean:"
+    assert f"  model: none -> {uri} (version 1)" in lines
+    assert "  file added: mlflow-meta.json (the record)" in lines
+    assert [line for line in lines if line.startswith("  options ")] == ["  options warmup: none -> 1"]
+    assert "created" not in result.stdout
+    result = CliRunner().invoke(commands, ["delete", *arguments])
+    nothing = f"Dry run: nothing was changed. There is no deployment {deployment_name!r} to delete.\n"
+    assert (result.exit_code, result.stdout) == (0, nothing)
+    assert world() == before
+    with pytest.raises(MlflowException, match="restore has no dry run"):
+        deployment_client.restore([deployment_name], {"dry_run": True})

@@ -268,7 +268,7 @@ def test_what_the_client_refuses_by_itself() -> None:
     client = TritonDeploymentClient("triton://192.0.2.1")
     with pytest.raises(
         InvalidParameter,
-        match=r"A deletion takes no options .-C. but lock_timeout, and got 'version'. Nothing was changed",
+        match=r"A deletion takes no options .-C. but lock_timeout and dry_run, and got 'version'. Nothing was changed",
     ):
         client.delete_deployment("n", config={"version": "1"})
     for name in (None, ""):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["RECORD_NAME", "Record", "digest"]
+__all__ = ["RECORD_NAME", "Record", "digest", "text_digest"]
 
 RECORD_NAME = "mlflow-meta.json"
 _CHUNK = 1 << 20
@@ -98,6 +98,11 @@ def digest(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return f"sha256:{found.hexdigest()}"
+
+
+def text_digest(text: bytes) -> str:
+    """Return the digest of what a file is to hold."""
+    return f"sha256:{hashlib.sha256(text).hexdigest()}"
 
 
 def _text(value: Any) -> bool:
