@@ -34,10 +34,11 @@ def as_written(inputs: Any) -> Any:
         inputs: What the plugin was passed.
 
     Returns:
-        A frame of the same rows and columns as pandas' own reader makes, of objects as JSON has them.
+        A frame of the rows and columns that pandas' own reader makes, of objects as JSON has them; or the
+        file's own list of records.
 
     Raises:
-        InvalidInput: The file has a number that is beyond all floats.
+        InvalidInput: The file has a number that is beyond all floats, or columns with different keys.
     """
     command = getattr(sys.modules.get("mlflow.deployments.cli"), "predict", None)
     context = click.get_current_context(silent=True)
@@ -48,6 +49,14 @@ def as_written(inputs: Any) -> Any:
         # Reading a pipe once more would wait for ever.
         text = path.read_text("utf-8") if path.is_file() else ""
         document = json.loads(text, parse_float=_float)
+        _refuse_gaps(document)
+        # Rows, which pandas makes columns of.
+        if isinstance(document, list):
+            return (
+                document
+                if document and isinstance(document[0], dict)
+                else pd.DataFrame({"inputs": document}, dtype=object)
+            )
         frame = pd.DataFrame(document, dtype=object)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         logger.warning(
@@ -58,6 +67,21 @@ def as_written(inputs: Any) -> Any:
         )
         return inputs
     return frame if frame.shape == inputs.shape else inputs
+
+
+def _refuse_gaps(document: Any) -> None:
+    """Refuse columns by row whose rows differ, which pandas fills with NaN."""
+    columns = (
+        [value for value in document.values() if isinstance(value, dict)]
+        if isinstance(document, dict)
+        else []
+    )
+    for column in columns:
+        if column.keys() != columns[0].keys():
+            raise InvalidInput(
+                f"The file has columns with different rows: {', '.join(map(repr, columns[0]))[:200]} and "
+                f"{', '.join(map(repr, column))[:200]}. Nothing was sent."
+            )
 
 
 def _float(text: str) -> float:

@@ -154,12 +154,33 @@ def test_what_pandas_has_lost_is_refused(
         ('{"x": [1.5, null]}', "no value in row 1"),
         ('{"inputs": {"x": [[1.5, null]]}}', r"None \(NoneType\) at \[0, 1\]"),
         ('{"x": [1e400, 1.5]}', "1e400 is beyond all floats"),
+        ('{"x": {"0": 1.5, "1": 2}, "y": {"0": 1}}', "columns with different rows: '0', '1' and '0'"),
     ],
 )
 def test_the_cli_guesses_nothing(cli: Callable[..., dict[str, Array]], text: str, words: str) -> None:
     """A null is not NaN, and a number beyond all floats not infinite."""
     with pytest.raises(InvalidInput, match=words):
         cli(text, PLAIN if "inputs" not in text else X)
+
+
+@pytest.mark.filterwarnings("ignore")  # pandas' own, about lists of different lengths
+def test_no_row_is_filled_up(cli: Callable[..., dict[str, Array]]) -> None:
+    """Rows of different lengths, and records without a value, are refused, where pandas puts NaN."""
+    for document, words in (
+        ([[1.5, 2.5], [3.5]], "ragged"),
+        ([{"x": 1.5}, {"y": 2.5}], "no input 'y'"),
+        ({"dataframe_split": {"data": [[1, 2], [3]]}}, r"rows and columns are \[1, 2\] wide"),
+        ({"dataframe_records": [{"a": 1}, {"b": 2}]}, "Record 1 has 'b', but record 0 has 'a'|no input"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            cli(document, X if "x" not in str(document) else PLAIN)
+
+
+def test_an_empty_list_has_the_dimensions_that_the_model_fixes() -> None:
+    """No rows are a tensor of no rows."""
+    assert encode({"x": []}, {"x": Spec("FP32", (-1, 3))})["x"].shape == (0, 3)
+    with pytest.raises(InvalidInput, match=r"has the shape \[0\], but the model wants \[-1, -1\]"):
+        encode({"x": []}, {"x": Spec("FP32", (-1, -1))})
 
 
 def test_a_file_that_cannot_be_read_again(

@@ -93,7 +93,9 @@ def _foreign(value: Any, name: str) -> Array:
         nulls = nulls() if callable(nulls) else nulls
         array = np.asarray(value) if hasattr(value, "__array__") else _without_array(value)
     except Exception as error:  # noqa: BLE001 - whatever a foreign object's __array__ raises
-        raise InvalidInput(f"Input {name!r} ({kind}) cannot be read as an array: {error}") from None
+        raise InvalidInput(
+            f"Input {name!r} ({kind}) cannot be read as an array: {' '.join(str(error).split())[:300]}"
+        ) from None
     if nulls:
         raise InvalidInput(f"Input {name!r} ({kind}) has {nulls} missing values. Triton has none: fill them.")
     if array.dtype == np.object_:

@@ -31,7 +31,10 @@ EXACT_INTEGERS = {"FP16": 2**11, "BF16": 2**8, "FP32": 2**24, "FP64": 2**53}
 
 
 def fit_shape(array: Array, shape: Sequence[int], name: str) -> Array:
-    """Give an array the shape that the model declares; a scalar has as many dimensions of 1 as it takes.
+    """Give an array the shape that the model declares.
+
+    A scalar has as many dimensions of 1 as it takes, and an empty list those that the model fixes: ``[]``
+    for ``[-1, 3]`` has the shape ``[0, 3]``.
 
     Args:
         array: Any array.
@@ -45,6 +48,8 @@ def fit_shape(array: Array, shape: Sequence[int], name: str) -> Array:
         return array
     if array.ndim == 0 and _fits((1,) * len(shape), shape):
         return array.reshape((1,) * len(shape))
+    if _fits(array.shape, shape[: array.ndim]) and array.size == 0 and min(shape[array.ndim :]) >= 0:
+        return array.reshape((*array.shape, *shape[array.ndim :]))
     hint = ""
     if _fits((1, *array.shape), shape):
         hint = " Add the batch dimension: value[None]."

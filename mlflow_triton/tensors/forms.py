@@ -138,7 +138,12 @@ def _unwrapped(key: str, value: Any, declared: Mapping[str, Declared]) -> Named:
         isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
     ):
         raise InvalidInput("'dataframe_records' is not a list of records, such as [{NAME: value, …}, …].")
-    if key == "dataframe_records" and value and not any(str(name) in declared for name in value[0]):
+    if (
+        key == "dataframe_records"
+        and value
+        and not any(str(name) in declared for name in value[0])
+        and all(record.keys() == value[0].keys() for record in value)
+    ):
         return Named(*frames.values(pd.DataFrame(value, dtype=object), declared))
     if (
         key == "instances"
@@ -161,10 +166,17 @@ def _split_frame(split: Any) -> pd.DataFrame:
         or not set(split) <= {"columns", "data", "index"}
     ):
         raise InvalidInput('\'dataframe_split\' is not of the form {"columns": […], "data": [[…], …]}.')
+    data, columns = split["data"], split.get("columns")
+    if not isinstance(data, list) or not all(isinstance(row, list) for row in data):
+        raise InvalidInput("'dataframe_split' is no table: its data are not a list of rows.")
+    # pandas fills a short row with NaN.
+    widths = {len(row) for row in data} | ({len(columns)} if isinstance(columns, list) else set())
+    if len(widths) > 1:
+        raise InvalidInput(f"'dataframe_split' is no table: its rows and columns are {sorted(widths)} wide.")
     try:
-        return pd.DataFrame(split["data"], columns=split.get("columns"), dtype=object)
-    except Exception as error:  # noqa: BLE001 - whatever pandas raises at what is no table
-        raise InvalidInput(f"'dataframe_split' is no table: {error}") from None
+        return pd.DataFrame(data, columns=columns, dtype=object)
+    except Exception as error:  # noqa: BLE001 - whatever pandas raises at what are no columns
+        raise InvalidInput(f"'dataframe_split' is no table: {' '.join(str(error).split())}") from None
 
 
 def _from_records(records: Sequence[Mapping[Any, Any]], declared: Mapping[str, Declared]) -> dict[str, Any]:
