@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,11 @@ def _names(labels: Iterable[Any], declared: Mapping[str, Declared]) -> list[str]
         name = str(label)
         if not isinstance(label, str) and name not in declared:
             read = [(known, _as_read(known)) for known in declared] if read is None else read
-            meant = [known for known, other in read if other == label or (_is_nat(other) and _is_nat(label))]
+            meant = [
+                known
+                for known, other in read
+                if other == label or (_is_missing(other) and _is_missing(label))
+            ]
             if len(meant) > 1:
                 raise InvalidInput(
                     f"The label {name} may be any of the inputs {listed(meant)}, all of which pandas reads as that. "
@@ -155,8 +160,9 @@ def _names(labels: Iterable[Any], declared: Mapping[str, Declared]) -> list[str]
     return names
 
 
-def _is_nat(label: Any) -> bool:
-    return label is pd.NaT
+def _is_missing(label: Any) -> bool:
+    """Say whether pandas made nothing of a name, which no version of it calls equal to itself."""
+    return label is pd.NaT or (isinstance(label, float) and math.isnan(label))
 
 
 def _as_read(name: str) -> Any:
