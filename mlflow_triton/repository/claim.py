@@ -23,13 +23,13 @@ import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlflow_triton.errors import DeploymentBusy, RepositoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -244,9 +244,9 @@ def claim(repository: Path, name: str, operation: str, *, timeout: float) -> Ite
 def notices(repository: Path) -> list[Notice]:
     """Read every claim in a repository, held or left behind, by name."""
     found = []
-    for entry in os.scandir(repository):
-        if match := _NAME.fullmatch(entry.name):
-            notice = _notice(Path(entry.path), match[1])
+    for path in list(repository.iterdir()):
+        if match := _NAME.fullmatch(path.name):
+            notice = _notice(path, match[1])
             if notice is not None:
                 found.append(notice)
     return sorted(found, key=lambda notice: notice.name)
