@@ -179,6 +179,7 @@ def test_no_row_is_filled_up(cli: Callable[..., dict[str, Array]]) -> None:
 def test_an_empty_list_has_the_dimensions_that_the_model_fixes() -> None:
     """No rows are a tensor of no rows."""
     assert encode({"x": []}, {"x": Spec("FP32", (-1, 3))})["x"].shape == (0, 3)
+    assert encode(pd.DataFrame({"x": np.empty(0)}), {"x": Spec("BYTES", (-1, 1))})["x"].shape == (0, 1)
     with pytest.raises(InvalidInput, match=r"has the shape \[0\], but the model wants \[-1, -1\]"):
         encode({"x": []}, {"x": Spec("FP32", (-1, -1))})
 

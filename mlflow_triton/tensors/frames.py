@@ -116,7 +116,7 @@ def _checked(items: pd.Series[Any], name: str, tensor: Declared) -> Array:
     """Make an array of a column, unless pandas may have changed what once stood there."""
     array = column(items, name)
     what = ""
-    if items.dtype == np.object_:
+    if items.dtype == np.object_ or not array.size:
         return array
     if array.dtype.kind == "M":
         what = "a column of dates, which pandas makes of numbers and texts in a column of such a name"
