@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow_triton.plan import Plan
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
+    from mlflow_triton.serving.inference import Inference
     from mlflow_triton.tensors.decode import TritonPredictions
 
 __all__ = ["TritonDeploymentClient", "run_local", "target_help"]
@@ -65,6 +66,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
         super().__init__(target_uri)  # type: ignore[no-untyped-call] # MLflow's
         self._settings = Settings.parse(target_uri, os.environ)
         self._connected: tuple[HttpEndpoint, Control] | None = None
+        self._inference: Inference | None = None
 
     def create_deployment(
         self,
@@ -242,13 +244,16 @@ class TritonDeploymentClient(BaseDeploymentClient):
         """
         from mlflow_triton.input_file import as_written  # noqa: PLC0415 - same as the next one
         from mlflow_triton.predict import predict  # noqa: PLC0415 - pandas, which the other verbs do not need
+        from mlflow_triton.serving.inference import Inference  # noqa: PLC0415 - same
 
         _no_endpoint(endpoint)
         if not isinstance(deployment_name, str) or not deployment_name:
             raise InvalidParameter("Which deployment? Give its name (--name, deployment_name=).")
         http, control = self._server()
+        if self._inference is None:
+            self._inference = Inference(http)
         lossy = self._settings.lossy_casts.value if allow_lossy is None else bool(allow_lossy)
-        return predict(http, control, deployment_name, as_written(inputs), lossy=lossy)
+        return predict(self._inference, control, deployment_name, as_written(inputs), lossy=lossy)
 
     def explain(
         self,
@@ -317,7 +322,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
 
     def __getstate__(self) -> dict[str, Any]:
         # Connections stay here; a copy makes its own.
-        return {**self.__dict__, "_connected": None}
+        return {**self.__dict__, "_connected": None, "_inference": None}
 
 
 def _uri(model_uri: object) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_triton.errors import InferenceFailed, InvalidInput
-from mlflow_triton.serving.inference import infer, metadata
+from mlflow_triton.serving.inference import Inference, metadata
 from mlflow_triton.tensors.arrays import to_array
 from mlflow_triton.tensors.casting import cast, fit_shape
 from mlflow_triton.tensors.decode import TritonPredictions, decode
@@ -24,14 +24,14 @@ __all__ = ["example_input", "predict", "prepare"]
 
 
 def predict(
-    http: HttpEndpoint, control: Control, name: str, inputs: Any, *, lossy: bool = False
+    server: Inference, control: Control, name: str, inputs: Any, *, lossy: bool = False
 ) -> TritonPredictions:
     """Send `inputs` to a model and return its outputs.
 
     A table of more rows than the model's ``max_batch_size`` is sent in parts, one after the other.
 
     Args:
-        http: The server.
+        server: The server, and what is known of its models.
         control: Of the same server; asked which inputs are optional when one is missing, and for the
             ``max_batch_size`` when a table is sent.
         name: The deployment.
@@ -44,14 +44,27 @@ def predict(
         InferenceFailed: The model failed.
         ServerUnavailable: No usable answer.
     """
-    model, tensors, rows = _encoded(http, control, name, inputs, lossy=lossy)
+    known = server.known(name)
+    try:
+        return _predict(server, control, name, inputs, lossy=lossy)
+    except (InvalidInput, InferenceFailed):
+        if known is None or server.renewed(name) == known:
+            raise
+    # It was the fault of what was known: the model has been replaced.
+    return _predict(server, control, name, inputs, lossy=lossy)
+
+
+def _predict(
+    server: Inference, control: Control, name: str, inputs: Any, *, lossy: bool
+) -> TritonPredictions:
+    model, tensors, rows = _encoded(server, control, name, inputs, lossy=lossy)
     batch = _batch(tensors) if rows else 1
     limit = _limit(control, name) if batch > 1 else 0
     if 0 < limit < batch:
-        outputs = _in_parts(http, name, tensors, batch, limit)
+        outputs = _in_parts(server, name, tensors, batch, limit)
     else:
         try:
-            outputs = infer(http, name, tensors)
+            outputs = server.infer(name, tensors)
         except InferenceFailed:
             _require_batch(control, name, tensors)
             raise
@@ -66,14 +79,14 @@ def prepare(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> tup
     Returns:
         What the model declares, and by tensor the datatype and an array of it.
     """
-    model, tensors, _ = _encoded(http, control, name, inputs, lossy=False)
+    model, tensors, _ = _encoded(Inference(http), control, name, inputs, lossy=False)
     return model, tensors
 
 
 def _encoded(
-    http: HttpEndpoint, control: Control, name: str, inputs: Any, *, lossy: bool
+    server: Inference, control: Control, name: str, inputs: Any, *, lossy: bool
 ) -> tuple[ModelMetadata, Tensors, bool]:
-    model = metadata(http, name)
+    model = server.metadata(name)
     declared = {tensor.name: tensor for tensor in model.inputs}
     try:
         named = name_values(inputs, declared)
@@ -113,13 +126,13 @@ def _require_batch(control: Control, name: str, tensors: Tensors) -> None:
 
 
 def _in_parts(
-    http: HttpEndpoint, name: str, tensors: Tensors, batch: int, limit: int
+    server: Inference, name: str, tensors: Tensors, batch: int, limit: int
 ) -> dict[str, np.ndarray[Any, Any]]:
     parts = []
     for start in range(0, batch, limit):
         stop = min(start + limit, batch)
-        part = infer(
-            http, name, {tensor: (kind, array[start:stop]) for tensor, (kind, array) in tensors.items()}
+        part = server.infer(
+            name, {tensor: (kind, array[start:stop]) for tensor, (kind, array) in tensors.items()}
         )
         for tensor, array in part.items():
             if array.shape[:1] != (stop - start,):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from mlflow_triton.errors import (
     ServerUnavailable,
 )
 from mlflow_triton.serving.http import Response, segment
+from mlflow_triton.serving.shared_memory import LARGE, LARGE_OUTPUT, Regions, aligned
 from mlflow_triton.tensors.datatypes import from_wire, numpy_dtype, to_wire
 
 if TYPE_CHECKING:
@@ -24,10 +25,15 @@ if TYPE_CHECKING:
 
     from mlflow_triton.serving.connections import Answer
     from mlflow_triton.serving.http import HttpEndpoint
+    from mlflow_triton.serving.shared_memory import Region
 
-__all__ = ["KnownModels", "ModelMetadata", "TensorMetadata", "infer", "metadata"]
+__all__ = ["Inference", "ModelMetadata", "TensorMetadata", "infer", "metadata"]
+
+Tensors: TypeAlias = "Mapping[str, tuple[str, np.ndarray[Any, Any]]]"
 
 HEADER_LENGTH = "inference-header-content-length"
+#: In Triton's error where shared memory is unknown to it or too small.
+SHARED_MEMORY = "shared memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,46 +54,33 @@ class ModelMetadata:
     outputs: tuple[TensorMetadata, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _LastAnswer:
+    """How large the outputs were that inputs of these datatypes and shapes led to; 0: not for shared memory."""
+
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]]
+    sizes: Mapping[str, int]
+
+
+class _Slots:
+    """Where tensors lie in shared memory: start and size by name, in bytes; an output of size 0 is not in it."""
+
+    def __init__(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> None:
+        self.size = 0
+        self.inputs = {name: self._next(size) for name, size in inputs.items()}
+        self.outputs = {name: self._next(size) for name, size in outputs.items()}
+
+    def _next(self, size: int) -> tuple[int, int]:
+        start = self.size
+        self.size += aligned(size)
+        return start, size
+
+
 def _missing(name: str, http: HttpEndpoint, reason: str) -> DeploymentNotFound:
     return DeploymentNotFound(
         f"Triton at {http.url} serves no model {name!r}: {reason} "
         "See what is deployed with: mlflow deployments list -t triton"
     )
-
-
-class KnownModels:
-    """What models were last seen to declare, so that a prediction is one request. Safe to share between threads.
-
-    What is known may be out of date, since anyone may deploy. That makes no wrong tensor: Triton checks
-    names, datatypes and shapes of what it is sent, and an answer says what it holds. It may make an
-    error, which therefore counts only once `renewed` has said that the model is still the same.
-
-    Args:
-        http: The server.
-    """
-
-    def __init__(self, http: HttpEndpoint) -> None:
-        self._http = http
-        self._models: dict[str, ModelMetadata] = {}
-
-    def metadata(self, name: str) -> ModelMetadata:
-        """Return what is known of a model; ask for it if that is nothing. Raises as `metadata`."""
-        known = self._models.get(name)
-        return self.renewed(name) if known is None else known
-
-    def renewed(self, name: str) -> ModelMetadata:
-        """Ask for a model's inputs and outputs again. Raises as `metadata`."""
-        self.forget(name)
-        found = self._models[name] = metadata(self._http, name)
-        return found
-
-    def knows(self, name: str) -> bool:
-        """Say whether `metadata` would ask nobody."""
-        return name in self._models
-
-    def forget(self, name: str) -> None:
-        """Let the next one who needs a model ask for it."""
-        self._models.pop(name, None)
 
 
 def metadata(http: HttpEndpoint, name: str) -> ModelMetadata:
@@ -120,13 +113,92 @@ def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorMetadata, ...]:
     )
 
 
-def infer(
+class Inference:
+    """Predictions of one client: what it knows of the models, and the memory that it shares with the server.
+
+    Safe to share between threads, and after a fork. What is known may be out of date, since anyone may
+    deploy. That makes no wrong tensor: Triton checks names, datatypes and shapes of what it is sent, and
+    an answer says what it holds. It may make an error, which therefore counts only once `renewed` has
+    said that the model is still the same.
+
+    Args:
+        http: The server.
+    """
+
+    def __init__(self, http: HttpEndpoint) -> None:
+        self._http = http
+        self._models: dict[str, ModelMetadata] = {}
+        self._answers: dict[str, _LastAnswer] = {}
+        self._regions = Regions(http)
+
+    def known(self, name: str) -> ModelMetadata | None:
+        """Return what `metadata` would return without asking; ``None``: it would ask."""
+        return self._models.get(name)
+
+    def metadata(self, name: str) -> ModelMetadata:
+        """Return what is known of a model, and ask for it if that is nothing. Raises as `metadata`."""
+        return self._models.get(name) or self.renewed(name)
+
+    def renewed(self, name: str) -> ModelMetadata:
+        """Ask for a model's inputs and outputs again. Raises as `metadata`."""
+        self._models.pop(name, None)
+        found = self._models[name] = metadata(self._http, name)
+        return found
+
+    def infer(self, name: str, inputs: Tensors) -> dict[str, np.ndarray[Any, Any]]:
+        """Execute one inference request; large tensors go through shared memory where the server shares it.
+
+        Args, returns and raises as `infer`.
+        """
+        shapes = {tensor: (datatype, array.shape) for tensor, (datatype, array) in inputs.items()}
+        last = self._answers.get(name)
+        expected = last.sizes if last is not None and last.shapes == shapes else {}
+        sent = {t: a.nbytes for t, (_, a) in inputs.items() if a.dtype != np.object_ and a.nbytes >= LARGE}
+        slots = _Slots(sent, expected)
+        region = self._regions.take(slots.size) if slots.size else None
+        outputs = None if region is None else self._shared(name, inputs, region, slots)
+        if outputs is None:
+            outputs = infer(self._http, name, inputs)
+        sizes = {
+            t: 0 if a.dtype == np.object_ or a.nbytes < LARGE_OUTPUT else a.nbytes for t, a in outputs.items()
+        }
+        if any(sizes.values()):
+            self._answers[name] = _LastAnswer(shapes, sizes)
+        elif last is not None:
+            self._answers.pop(name, None)
+        return outputs
+
+    def _shared(
+        self, name: str, inputs: Tensors, region: Region, slots: _Slots
+    ) -> dict[str, np.ndarray[Any, Any]] | None:
+        """Return what a request through shared memory answers; ``None``: the memory did not do, send it without."""
+        for tensor, (start, size) in slots.inputs.items():
+            array = inputs[tensor][1]
+            np.copyto(region.memory[start : start + size].view(array.dtype).reshape(array.shape), array)
+        try:
+            outputs = infer(self._http, name, inputs, shared=(region, slots))
+        except InferenceFailed as error:
+            if SHARED_MEMORY not in error.message:
+                self._regions.put(region)
+                raise
+            self._answers.pop(name, None)
+            self._regions.refused(region)
+            return None
+        self._regions.put(region)
+        # Outputs had to be named, and a model that was replaced meanwhile may have others.
+        if slots.outputs and {tensor.name for tensor in self.renewed(name).outputs} != set(outputs):
+            return None
+        return outputs
+
+
+def infer(  # noqa: PLR0913 - what a request is made of
     http: HttpEndpoint,
     name: str,
-    inputs: Mapping[str, tuple[str, np.ndarray[Any, Any]]],
+    inputs: Tensors,
     *,
     version: int | None = None,
     parameters: Mapping[str, object] | None = None,
+    shared: tuple[Region, _Slots] | None = None,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Execute one inference request.
 
@@ -137,6 +209,7 @@ def infer(
             (little-endian; ``bytes`` objects for BYTES).
         version: The version that is to answer; default: the highest one that is ready.
         parameters: Of the request, such as those of a sequence.
+        shared: Memory that the server shares, and which tensors are where in it.
 
     Returns:
         Every output by name; BYTES as object arrays of ``bytes``.
@@ -146,21 +219,34 @@ def infer(
         InferenceFailed: The model or the server answered with an error.
         ServerUnavailable: No usable answer.
     """
-    payloads = [to_wire(array) for _, array in inputs.values()]
-    header = json.dumps(
-        {
-            "inputs": [
-                {
-                    "name": tensor,
-                    "shape": list(array.shape),
-                    "datatype": datatype,
-                    "parameters": {"binary_data_size": len(payload)},
-                }
-                for (tensor, (datatype, array)), payload in zip(inputs.items(), payloads, strict=True)
-            ],
-            "parameters": {**(parameters or {}), "binary_data_output": True},
+    region, slots = shared or (None, _Slots({}, {}))
+
+    def place(slot: tuple[int, int]) -> dict[str, object]:
+        start, size = slot
+        return {
+            "shared_memory_region": region.name if region else "",
+            "shared_memory_offset": start,
+            "shared_memory_byte_size": size,
         }
-    ).encode()
+
+    payloads, described = [], []
+    for tensor, (datatype, array) in inputs.items():
+        if tensor in slots.inputs:
+            where = place(slots.inputs[tensor])
+        else:
+            payloads.append(to_wire(array))
+            where = {"binary_data_size": len(payloads[-1])}
+        described.append({"name": tensor, "shape": array.shape, "datatype": datatype, "parameters": where})
+    document: dict[str, object] = {
+        "inputs": described,
+        "parameters": {**(parameters or {}), "binary_data_output": True},
+    }
+    if slots.outputs:
+        document["outputs"] = [
+            {"name": tensor, "parameters": place(slot) if slot[1] else {"binary_data": True}}
+            for tensor, slot in slots.outputs.items()
+        ]
+    header = json.dumps(document).encode()
     versions = "" if version is None else f"/versions/{version}"
     try:
         with http.exchange(
@@ -168,10 +254,11 @@ def infer(
             f"/v2/models/{segment(name)}{versions}/infer",
             body=[header, *payloads],
             headers={HEADER_LENGTH: str(len(header)), "content-type": "application/octet-stream"},
-            repeatable="sequence_id" not in (parameters or {}),
+            # Two of them would write to the same memory.
+            repeatable=shared is None and "sequence_id" not in (parameters or {}),
         ) as answer:
             if answer.status == 200:
-                return _outputs(answer)
+                return _outputs(answer, region, slots)
             response = Response(answer.status, answer.headers, answer.read())
     except InvalidInput as error:
         raise InferenceFailed(
@@ -182,28 +269,39 @@ def infer(
             f"Triton at {http.url} sent a broken answer for {name!r} ({error}). Nothing was changed; "
             "look at the server's log."
         ) from None
-    if response.status == 404:
+    # A region that the server does not know is a 404 as well.
+    if response.status == 404 and not (shared and SHARED_MEMORY in response.error):
         raise _missing(name, http, response.error)
     raise InferenceFailed(f"{name!r} on Triton at {http.url} failed: {response.error}")
 
 
-def _outputs(answer: Answer) -> dict[str, np.ndarray[Any, Any]]:
+def _outputs(answer: Answer, region: Region | None, slots: _Slots) -> dict[str, np.ndarray[Any, Any]]:
     length = int(answer.headers.get(HEADER_LENGTH, -1 if answer.length is None else answer.length))
     if length < 0 or (answer.length is not None and length > answer.length):
         raise ValueError("its header has no length, or one beyond its body")
     document = json.loads(answer.read_exactly(length))
-    described = [
-        (
-            str(output["name"]),
-            output["datatype"],
-            tuple(output["shape"]),
-            int(output["parameters"]["binary_data_size"]),
-        )
-        for output in document["outputs"]
-    ]
-    if answer.length is not None and length + sum(size for *_, size in described) != answer.length:
+    result: dict[str, np.ndarray[Any, Any]] = {}
+    total = length
+    wanted = []
+    for output in document["outputs"]:
+        name = str(output["name"])
+        # Triton says nothing of the place of a tensor that it has put into shared memory.
+        shared = bool(slots.outputs.get(name, (0, 0))[1]) and not {"parameters", "data"} & set(output)
+        size = 0 if shared else int(output["parameters"]["binary_data_size"])
+        total += size
+        wanted.append((name, output["datatype"], tuple(output["shape"]), size, shared))
+    if answer.length is not None and total != answer.length:
         raise ValueError("its tensors are not as long as its body")
-    result = {name: _output(answer, datatype, shape, size) for name, datatype, shape, size in described}
+    for name, datatype, shape, size, shared in wanted:
+        if shared and region is not None:
+            array = _empty(datatype, shape, None)
+            start, room = slots.outputs[name]
+            if array.nbytes > room:
+                raise ValueError("a tensor is larger than the memory that it is in")
+            np.copyto(array, region.memory[start : start + array.nbytes].view(array.dtype).reshape(shape))
+            result[name] = array
+        else:
+            result[name] = _output(answer, datatype, shape, size)
     if answer.read():
         raise ValueError("its body is longer than it says")
     return result
@@ -211,17 +309,21 @@ def _outputs(answer: Answer) -> dict[str, np.ndarray[Any, Any]]:
 
 def _output(answer: Answer, datatype: str, shape: tuple[int, ...], size: int) -> np.ndarray[Any, Any]:
     """Read one tensor into its own memory, or BYTES out of a buffer."""
-    dtype = numpy_dtype(datatype)
     if size < 0:
         raise ValueError("a tensor has a negative size")
-    if dtype == np.object_:
+    if numpy_dtype(datatype) == np.object_:
         return from_wire(memoryview(answer.read_exactly(size)), datatype, shape)
-    if (
-        any(type(length) is not int or length < 0 for length in shape)
-        or math.prod(shape) * dtype.itemsize != size
-    ):
-        raise ValueError(f"a tensor of the datatype {datatype} and the shape {list(shape)} has {size} bytes")
-    array = np.empty(shape, dtype)
+    array = _empty(datatype, shape, size)
     if size:
         answer.read_into(array.reshape(-1).view(np.uint8).data)
     return array
+
+
+def _empty(datatype: str, shape: tuple[int, ...], size: int | None) -> np.ndarray[Any, Any]:
+    """Make an array to read a tensor into, if it is of `size` bytes."""
+    dtype = numpy_dtype(datatype)
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"a tensor has the shape {list(shape)}")
+    if size is not None and math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"a tensor of the datatype {datatype} and the shape {list(shape)} has {size} bytes")
+    return np.empty(shape, dtype)
