@@ -132,6 +132,60 @@ def restore(*, names: tuple[str, ...], target: str, config: tuple[str, ...]) -> 
 
 
 @main.command()
+@click.argument("name")
+@click.option(
+    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
+)
+@click.option(
+    "-C",
+    "--config",
+    "config",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="lock_timeout, load_timeout, smoke_test.  [repeatable]",
+)
+def rollback(*, name: str, target: str, config: tuple[str, ...]) -> None:
+    """Bring back what an update with -C keep_previous=true has replaced.
+
+    It is one transaction, as an update is: if it fails, the present model serves on. What it replaces is kept in
+    turn, so that a second rollback goes back to it.
+    """
+    from mlflow_triton.deployments import TritonDeploymentClient  # noqa: PLC0415 - the other commands need none of it
+
+    options = dict(item.partition("=")[::2] for item in config)
+    deployment = TritonDeploymentClient(target).rollback_deployment(name, options)
+    click.echo(f"{name} serves {deployment['mlflow_model_uri']} again, as {deployment['deployment_id']}.")
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
+)
+@click.option("--json", "as_json", is_flag=True, help="A list of JSON objects.")
+def history(*, name: str, target: str, as_json: bool) -> None:
+    """Tell what a deployment served when: one line each, the oldest first.
+
+    The times are those at which each model was built, in UTC, and * marks what a rollback would bring back.
+    """
+    from mlflow_triton.deployments import TritonDeploymentClient  # noqa: PLC0415 - the other commands need none of it
+
+    entries = TritonDeploymentClient(target).history(name)
+    if as_json:
+        click.echo(json.dumps(entries, indent=2))
+        return
+    for entry in entries:
+        since, until = (entry["since"] or "unknown"), (entry["until"] or "now")
+        known = f"{entry['model_name']}/{entry['model_version']}" if entry["model_version"] else ""
+        cells = (
+            f"{since:<25} {until:<25} {entry['operation'] or 'unknown':<8}",
+            entry["mlflow_model_uri"],
+            known,
+        )
+        click.echo(" ".join(filter(None, cells)) + (" *" if entry["kept"] else ""))
+
+
+@main.command()
 @click.option(
     "--model-name", required=True, metavar="NAME", help="The registered model; made if there is none."
 )

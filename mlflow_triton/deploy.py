@@ -17,7 +17,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,9 +43,9 @@ from mlflow_triton.options import LOCK_TIMEOUT, DeploymentOptions
 from mlflow_triton.plan import Plan, Side
 from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
 from mlflow_triton.repository import config as model_config
-from mlflow_triton.repository.layout import CONFIG_FILE, check_name
+from mlflow_triton.repository.layout import CONFIG_FILE, KEPT, check_name
 from mlflow_triton.repository.record import RECORD_NAME, Record, digest, text_digest
-from mlflow_triton.staging import deployed, downloaded
+from mlflow_triton.staging import deployed, downloaded, keep
 from mlflow_triton.steps import operation as operation_of
 from mlflow_triton.steps import step
 
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from mlflow_triton.repository.claim import Claim, Notice
     from mlflow_triton.repository.layout import Layout
     from mlflow_triton.repository.local import LocalRepository, Workspace
+    from mlflow_triton.repository.record import Served
     from mlflow_triton.serving.control import Control, IndexEntry
     from mlflow_triton.staging import Source
 
@@ -107,9 +108,11 @@ class _Wanted:
     """What the caller of a create or an update asked for."""
 
     name: str
-    model_uri: str | None  # None: what is deployed already
+    model_uri: str | None  # None: what is deployed already, or for a rollback, what it keeps
     flavor: str | None
     options: DeploymentOptions
+    operation: str = "create"
+    old: Record | None = None  # what it takes the place of
 
 
 class Deployer:
@@ -144,9 +147,8 @@ class Deployer:
                     self._adoptable(name, options)
                     claim.operation = "adopt"
                     unchanged = f"What was in {self._repository.path / name} is there as before."
-                    return self._replace(
-                        claim, workspace, _Wanted(name, model_uri, flavor, options), unchanged
-                    )
+                    adopting = _Wanted(name, model_uri, flavor, options, "adopt")
+                    return self._replace(claim, workspace, adopting, unchanged)
                 self._refuse_elsewhere(name)
                 record, layout, example = self._stage(
                     workspace, _Wanted(name, model_uri, flavor, options), set()
@@ -187,7 +189,59 @@ class Deployer:
                 old = self._updatable(name, model_uri, flavor, options)
                 _warn_of_dropped(old, model_uri, options)
                 unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
-                return self._replace(claim, workspace, _Wanted(name, model_uri, flavor, options), unchanged)
+                wanted = _Wanted(name, model_uri, flavor, options, "update", old)
+                return self._replace(claim, workspace, wanted, unchanged)
+
+    def rollback(self, name: str, options: DeploymentOptions) -> Deployment:
+        """Bring back what the last update has kept, as an update does, and keep what is replaced; describe it.
+
+        A rollback that died and has reached its goal all the same is not made once more, which would undo it.
+
+        Raises:
+            DeploymentNotFound: There is none of that name, or it keeps nothing.
+            TritonPluginError: Whatever else went wrong; the present model serves, on disk and on the server.
+        """
+        with self._operation(name, "rollback", options) as claim:
+            interrupted = claim.interrupted
+            if interrupted is None:
+                self._kept(name)
+            with self._proven(claim) as workspace:
+                old = self._managed(name)
+                if interrupted is not None and (interrupted.operation, interrupted.new) == (
+                    "rollback",
+                    old.deployment_id,
+                ):
+                    return _describe(old, self._control.index(), None)
+                self._kept(name)
+                unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
+                wanted = _Wanted(name, None, None, replace(options, keep_previous=True), "rollback", old)
+                return self._replace(claim, workspace, wanted, unchanged)
+
+    def history(self, name: str) -> list[Served]:
+        """List what a deployment was, the oldest first, and what it is.
+
+        Raises:
+            DeploymentNotFound: There is none of that name.
+        """
+        check_name(name)
+        self._repository.check()
+        record = self._managed(name)
+        return [*record.history, record.served(None)]
+
+    def kept(self, name: str) -> Record | None:
+        """Return what a rollback of a deployment would bring back; ``None``: nothing."""
+        return self._repository.kept(name)
+
+    def _kept(self, name: str) -> Record:
+        record = self._managed(name)
+        kept = self._repository.kept(name)
+        if kept is None:
+            raise DeploymentNotFound(
+                f"{name!r} keeps no previous deployment to roll back to. It is unchanged and serves "
+                f"{record.mlflow_model_uri}. An update with -C keep_previous=true keeps what it replaces; to go back "
+                f"without it, update to the earlier model: mlflow-triton history {name}"
+            )
+        return kept
 
     def _replace(self, claim: Claim, workspace: Workspace, wanted: _Wanted, unchanged: str) -> Deployment:
         """Put a new model in the place of what is there; `unchanged` tells what a failure leaves."""
@@ -212,7 +266,7 @@ class Deployer:
             "Updated the deployment %r (%s) to %s.",
             name,
             record.deployment_id,
-            wanted.model_uri or options.applied(),
+            wanted.model_uri or options.applied() or record.mlflow_model_uri,
         )
         return deployment
 
@@ -566,7 +620,13 @@ class Deployer:
             (workspace.model / CONFIG_FILE).write_bytes(layout.config_text)
             digests[CONFIG_FILE] = digest(workspace.model / CONFIG_FILE)
         record = self._record(wanted.name, source, layout, digests, times=_times(workspace.model))
+        old = wanted.old
+        history = () if old is None else old.history_for(record.created_at)
+        record = replace(record, operation=wanted.operation, history=history)
         (workspace.model / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+        if old is not None and wanted.options.keep_previous:
+            changed = self._repository.changed_files(old)
+            keep(old, self._repository.path / wanted.name, changed, workspace.model / KEPT)
         _finish(workspace.model, mode)
         return record, layout, source.example
 
@@ -621,9 +681,11 @@ class Deployer:
     def _source(self, download: Path, wanted: _Wanted) -> Source:
         if wanted.model_uri is not None:
             return downloaded(wanted.model_uri, wanted.flavor, wanted.options, download)
-        record = self._managed(wanted.name)
-        changed = self._repository.changed_files(record)
-        return deployed(record, self._repository.path / wanted.name, changed, wanted.options)
+        back = wanted.operation == "rollback"
+        record = self._kept(wanted.name) if back else self._managed(wanted.name)
+        directory = self._repository.path / wanted.name / (KEPT if back else "")
+        changed = self._repository.changed_files(record, kept=back)
+        return deployed(record, directory, changed, wanted.options)
 
     @step("load")
     def _load(self, record: Record, load_with: str, options: DeploymentOptions, *, otherwise: str) -> None:

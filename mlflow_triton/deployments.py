@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from mlflow_triton.tensors.decode import TritonPredictions
 
 __all__ = ["TritonDeploymentClient", "run_local", "target_help"]
+
+ROLLBACK_OPTIONS = ("load_timeout", "lock_timeout", "smoke_test")
 
 TARGET_HELP = """\
 Deploys MLflow models of the flavors onnx and triton to an NVIDIA Triton Inference Server that runs with
@@ -129,6 +132,54 @@ class TritonDeploymentClient(BaseDeploymentClient):
         if options.dry_run:
             return _shown(self._deployer().plan("update", name, uri, flavor, options))
         return self._details(self._deployer().update(name, uri, flavor, options), in_sync=True)
+
+    def rollback_deployment(self, name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Bring back what an update with ``keep_previous`` has replaced, and return once it serves.
+
+        It is a change like an update, with a ``deployment_id`` of its own. What is replaced is kept in turn: a second
+        rollback goes back to it.
+
+        Args:
+            name: The deployment.
+            config: ``load_timeout``, ``lock_timeout`` and ``smoke_test`` apply.
+
+        Returns:
+            As `create_deployment`.
+
+        Raises:
+            DeploymentNotFound: There is none of that name, or it keeps nothing.
+            TritonPluginError: Something else; the present model serves on.
+        """
+        options = DeploymentOptions.parse(config)
+        if others := [key for key in config or () if key not in ROLLBACK_OPTIONS]:
+            raise InvalidParameter(
+                f"A rollback takes no options (-C) but {', '.join(ROLLBACK_OPTIONS)}, and got "
+                f"{', '.join(map(repr, others))}. Nothing was changed."
+            )
+        return self._details(self._deployer().rollback(name, options), in_sync=True)
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Tell what a deployment served when, the oldest first: the last 50 models, and the present one.
+
+        Args:
+            name: The deployment. A deletion ends its history.
+
+        Returns:
+            For each one ``deployment_id``, ``mlflow_model_uri``, ``model_name``, ``model_version``, ``operation`` (what
+            made it: create, adopt, update, rollback), ``since`` and ``until`` (UTC; ``None`` for the present one),
+            and ``kept``: whether a rollback would bring it back.
+
+        Raises:
+            DeploymentNotFound: There is none of that name.
+        """
+        deployer = self._deployer()
+        served = deployer.history(name)
+        kept = deployer.kept(name)
+        last = len(served) - 2  # only what was there just before is ever kept
+        return [
+            {**asdict(entry), "kept": kept is not None and number == last}
+            for number, entry in enumerate(served)
+        ]
 
     def delete_deployment(
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None

@@ -245,6 +245,12 @@ OPTIONS = (
         _switch,
     ),
     OptionDefinition(
+        "keep_previous",
+        "BOOLEAN",
+        "true: an update keeps what it replaces, for mlflow-triton rollback (default false: nothing is kept, from earlier neither).",
+        _switch,
+    ),
+    OptionDefinition(
         "config_file",
         "PATH",
         "A config.pbtxt on this machine, to be used in place of the model's own. The options below change it as any other.",
@@ -339,6 +345,7 @@ class DeploymentOptions:
         adopt: Whether a creation may replace a model that is not a deployment.
         smoke_test: Whether the new model must answer a request before the change stands.
         dry_run: Whether only to say what would change.
+        keep_previous: Whether an update keeps what it replaces.
         config_file: Path of a config.pbtxt.
 
     The others are fields of Triton's model configuration; ``None``: as the model has it. ``warmup`` is a number of
@@ -351,6 +358,7 @@ class DeploymentOptions:
     adopt: bool = False
     smoke_test: bool = False
     dry_run: bool = False
+    keep_previous: bool = False
     config_file: str | None = None
     version_policy: VersionPolicy | None = None
     max_batch_size: int | None = None
@@ -435,6 +443,8 @@ def _plain(value: Any) -> Any:
 
 def _conflicts(options: DeploymentOptions) -> Iterator[str]:
     """Find options that contradict each other, whatever the model."""
+    if options.adopt and options.keep_previous:
+        yield "keep_previous does not go with adopt, as it keeps a deployment"
     if options.gpus and options.instance_kind in ("KIND_CPU", "KIND_MODEL"):
         yield f"gpus={','.join(map(str, options.gpus))} does not go with instance_kind={options.instance_kind}"
     if options.dynamic_batching is False:

@@ -13,7 +13,9 @@ from mlflow_triton.models import onnx, triton
 from mlflow_triton.models.download import LARGE, share
 from mlflow_triton.models.example import input_example
 from mlflow_triton.models.resolve import Origin, resolve
+from mlflow_triton.options import DeploymentOptions
 from mlflow_triton.repository.config import ModelConfig, parse
+from mlflow_triton.repository.layout import CONFIG_FILE, KEPT
 from mlflow_triton.repository.record import RECORD_NAME, digest
 
 if TYPE_CHECKING:
@@ -22,10 +24,9 @@ if TYPE_CHECKING:
     from mlflow_triton.models.contents import Contents
     from mlflow_triton.models.example import Example
     from mlflow_triton.models.resolve import ResolvedModel
-    from mlflow_triton.options import DeploymentOptions
     from mlflow_triton.repository.record import Record
 
-__all__ = ["Source", "deployed", "downloaded"]
+__all__ = ["Source", "deployed", "downloaded", "keep"]
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +133,7 @@ def deployed(record: Record, directory: Path, changed: Collection[str], options:
         log.warning(
             "Not as published, and kept as it is now: %s of %r.", ", ".join(sorted(changed)), record.name
         )
-    contents = triton.scan(directory, origin=str(directory))
-    files = {path: file for path, file in contents.files.items() if path != PurePosixPath(RECORD_NAME)}
-    contents = replace(contents, files=files)
+    contents = _of_its_own(triton.scan(directory, origin=str(directory)))
     if record.flavor != onnx.FLAVOR:
         _refuse_version(options)
     elif options.version is not None:
@@ -149,6 +148,49 @@ def deployed(record: Record, directory: Path, changed: Collection[str], options:
         str(directory),
         directory=directory,
         digests={name: value for name, value in record.files.items() if name not in changed},
+    )
+
+
+def keep(record: Record, directory: Path, changed: Collection[str], target: Path) -> None:
+    """Put a deployment, as it is on disk, into the directory of the one that takes its place.
+
+    Args:
+        record: Of the deployment.
+        directory: Its directory in the model repository.
+        changed: What in it is not as it was published.
+        target: Where to; made here.
+
+    Raises:
+        InvalidModel: There is something in the directory that is no plain file.
+    """
+    source = deployed(record, directory, changed, DeploymentOptions())
+    if source.contents.unusual:
+        found = "; ".join(f"{path} is {kind}" for path, kind in sorted(source.contents.unusual.items()))
+        raise InvalidModel(
+            f"{record.name!r} cannot be kept: {found}. Nothing was changed. Put plain files there, or update without "
+            "-C keep_previous=true."
+        )
+    target.mkdir()
+    for path in source.contents.directories:
+        (target / path).mkdir(parents=True)
+    for path, file in source.contents.files.items():
+        source.copy(file, target / path)
+    if source.contents.config_text is not None:
+        (target / CONFIG_FILE).write_bytes(source.contents.config_text)
+    shutil.copyfile(directory / RECORD_NAME, target / RECORD_NAME)
+
+
+def _of_its_own(contents: Contents) -> Contents:
+    """Leave out what the plugin has put beside a model's own files."""
+
+    def own(path: PurePosixPath) -> bool:
+        return path != PurePosixPath(RECORD_NAME) and path.parts[0] != KEPT
+
+    return replace(
+        contents,
+        files={path: file for path, file in contents.files.items() if own(path)},
+        directories=frozenset(filter(own, contents.directories)),
+        unusual={path: kind for path, kind in contents.unusual.items() if own(path)},
     )
 
 

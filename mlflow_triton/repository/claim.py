@@ -74,7 +74,7 @@ class Change:
     """What an operation is about to do; enough for another process to finish it or to undo it.
 
     Attributes:
-        operation: ``create``, ``adopt``, ``update`` or ``delete``.
+        operation: ``create``, ``adopt``, ``update``, ``rollback`` or ``delete``.
         token: Of the operation that does it; names its workspace.
         by: Who does it.
         new: The id of the deployment that is to be there afterwards; ``None`` for a deletion.

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
     from mlflow_triton.repository.config import ModelConfig
 
-__all__ = ["CONFIG_FILE", "HIGHEST_VERSION", "Layout", "check_name", "lay_out"]
+__all__ = ["CONFIG_FILE", "HIGHEST_VERSION", "KEPT", "Layout", "check_name", "lay_out"]
 
 CONFIG_FILE: Final = "config.pbtxt"
+#: Where a deployment keeps the one before it, in its own directory. Triton ignores it there as it is no version
+#: number; it comes last in ASCII order, as Triton looks into the first directory for what kind of model this is.
+KEPT: Final = "~previous"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -168,6 +171,8 @@ class Layout:
                 yield f"the name {str(path)!a} has characters that cannot be written down: rename it"
         if PurePosixPath(RECORD_NAME) in self.files:
             yield f"it holds {RECORD_NAME}, where the plugin keeps the record of a deployment: remove it"
+        if any(path.parts[:1] == (KEPT,) for path in (*self.files, *self.directories, *self.unusual)):
+            yield f"it holds {KEPT}, where the plugin keeps a deployment's previous model: remove it"
 
     def _version_directories(self) -> Iterator[str]:
         odd = sorted(n for n in self._top_directories() if _LIKE_A_VERSION.match(n) and not _is_version(n))

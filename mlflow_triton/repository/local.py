@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_triton.errors import DeploymentBusy, RepositoryError
 from mlflow_triton.repository.claim import PREFIX, Change, Claim, Notice, claim, notices, sync_directory
-from mlflow_triton.repository.layout import CONFIG_FILE
+from mlflow_triton.repository.layout import CONFIG_FILE, KEPT
 from mlflow_triton.repository.record import RECORD_NAME, Record, digest
 
 if TYPE_CHECKING:
@@ -84,7 +84,19 @@ class LocalRepository:
         Raises:
             RepositoryError: There is a record, and it is corrupt.
         """
-        path = self.path / name / RECORD_NAME
+        return self._record(name, self.path / name)
+
+    def kept(self, name: str) -> Record | None:
+        """Return the record of the deployment that a deployment keeps; ``None``: it keeps none.
+
+        Raises:
+            RepositoryError: There is a record, and it is corrupt.
+        """
+        directory = self.path / name / KEPT
+        return None if directory.is_symlink() else self._record(name, directory)
+
+    def _record(self, name: str, directory: Path) -> Record | None:
+        path = directory / RECORD_NAME
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # a pipe would keep its reader waiting
                 raise RepositoryError(f"The record {path} is not a plain file. Remove it.")
@@ -161,19 +173,24 @@ class LocalRepository:
         """Bring a deployment's files to the disk, so that it outlives the machine's end as well."""
         root = self.path / record.name
         files = [root / RECORD_NAME, *(root / file for file in record.files)]
+        files += (path for path in (root / KEPT).rglob("*") if path.is_file())
         # A filesystem writes its journal once for all that ask at the same time (400 files: 0.1 s; in turn: 1 s).
         with ThreadPoolExecutor(PARALLEL_SYNCS) as pool:
             list(pool.map(_sync_file, files))
         for directory in {parent for file in files for parent in file.parents if parent.is_relative_to(root)}:
             sync_directory(directory)
 
-    def changed_files(self, record: Record) -> list[str]:
+    def changed_files(self, record: Record, *, kept: bool = False) -> list[str]:
         """List what in a deployment's directory is not as published: changed, missing, or a new version.
 
         Everything was published with one modification time, but for linked files, whose own is on record; only
         files with another one are read.
+
+        Args:
+            record: Of the deployment.
+            kept: Whether it is the one that the present one keeps.
         """
-        root = self.path / record.name
+        root = self.path / record.name / (KEPT if kept else "")
         try:
             published = (root / RECORD_NAME).stat().st_mtime_ns
             present = {entry.name for entry in root.iterdir()}

@@ -18,10 +18,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["RECORD_NAME", "Record", "digest", "text_digest"]
+__all__ = ["RECORD_NAME", "Record", "Served", "digest", "text_digest"]
 
 RECORD_NAME = "mlflow-meta.json"
 _CHUNK = 1 << 20
+#: Predecessors that a record tells of.
+LONGEST_HISTORY = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a deployment was before; ``None`` where it is not known, as of what NVIDIA's plugin deployed.
+
+    Attributes:
+        deployment_id: As in its record, like the next ones.
+        mlflow_model_uri: Same.
+        model_name: Same.
+        model_version: Same.
+        operation: What made it: ``create``, ``adopt``, ``update`` or ``rollback``.
+        since: When; UTC, ISO 8601.
+        until: When something else took its place.
+    """
+
+    deployment_id: str | None
+    mlflow_model_uri: str
+    model_name: str | None
+    model_version: str | None
+    operation: str | None
+    since: str | None
+    until: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +70,8 @@ class Record:
         created_at: UTC, ISO 8601.
         options: Deployment options that made the configuration what it is, by name, as JSON.
         times: Modification time, in nanoseconds, of files that were linked; the others have the record's own.
+        operation: What made it: ``create``, ``adopt``, ``update`` or ``rollback``.
+        history: What it was before, the oldest first, the last `LONGEST_HISTORY` of them.
     """
 
     name: str
@@ -62,6 +89,24 @@ class Record:
     created_at: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     times: dict[str, int] = field(default_factory=dict)
+    operation: str | None = None
+    history: tuple[Served, ...] = ()
+
+    def served(self, until: str | None) -> Served:
+        """Return this deployment as its successors remember it."""
+        return Served(
+            self.deployment_id,
+            self.mlflow_model_uri,
+            self.model_name,
+            self.model_version,
+            self.operation,
+            self.created_at,
+            until,
+        )
+
+    def history_for(self, until: str | None) -> tuple[Served, ...]:
+        """Return the history of the deployment that takes the place of this one."""
+        return (*self.history, self.served(until))[-LONGEST_HISTORY:]
 
     def to_json(self) -> str:
         """Return the text of ``mlflow-meta.json``."""
@@ -88,6 +133,10 @@ class Record:
             raise RepositoryError(f"The record of {name!r} is not usable: {path}: {problem}. {remedy}")
         known = {key: document[key] for key in (item.name for item in fields(cls)) if key in document}
         known["versions"] = tuple(known.get("versions", ()))
+        known["history"] = tuple(
+            Served(**{item.name: entry.get(item.name) for item in fields(Served)})
+            for entry in known.get("history", ())
+        )
         return cls(**known)
 
 
@@ -129,14 +178,26 @@ def _inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and bool(path.parts) and "\0" not in name
 
 
+def _history(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and all(
+            (_text if item.name == "mlflow_model_uri" else _text_or_none)(entry.get(item.name))
+            for item in fields(Served)
+        )
+        for entry in value
+    )
+
+
 _VALID: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("name", "triton_model_path", "mlflow_model_uri", "flavor"), _text),
     **dict.fromkeys(("deployment_id", "model_name", "model_version", "model_id", "run_id"), _text_or_none),
-    **dict.fromkeys(("plugin_version", "created_at"), _text_or_none),
+    **dict.fromkeys(("plugin_version", "created_at", "operation"), _text_or_none),
     "versions": _versions,
     "files": _digests,
     "options": lambda value: isinstance(value, dict),
     "times": lambda value: isinstance(value, dict) and all(type(time) is int for time in value.values()),
+    "history": _history,
 }
 
 
