@@ -285,3 +285,17 @@ def test_dry_run_of_the_command(
     assert world() == before
     with pytest.raises(MlflowException, match="restore has no dry run"):
         deployment_client.restore([deployment_name], {"dry_run": True})
+
+
+def test_keep_previous_of_a_model_without_configuration(
+    deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx
+) -> None:
+    """What an update keeps does not keep Triton from finding out what kind of model has taken its place."""
+    uri = publish_onnx(models.constant(1.0))
+    deployment_client.create_deployment(deployment_name, uri)
+    deployment_client.update_deployment(
+        deployment_name, publish_onnx(models.constant(2.0)), config={"keep_previous": "true"}
+    )
+    assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [[2.0]]
+    assert deployment_client.rollback_deployment(deployment_name)["mlflow_model_uri"] == uri
+    assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [[1.0]]

@@ -22,6 +22,7 @@ import pytest
 
 from mlflow_triton import flavor
 from mlflow_triton.repository import claim
+from mlflow_triton.repository.layout import KEPT
 from worlds import CONFIG, NEEDS_SPACE, NEW, NEXT, OLD, VALUES, Fault, World, save_models, succeeded
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its clients")
 
 OPERATIONS = ("create", "update", "delete")
+#: An update with keep_previous, which does everything that an update does, and a rollback.
+KEEPING = ("keep", "rollback")
 #: Of the steps, every how manyth is tried; every one if ALL_STEPS is set.
 STRIDE = {"kill client": 2, "kill server": 5, "ENOSPC": 3, "EACCES": 6}
 
@@ -53,10 +56,26 @@ class Bench:
 
     def prepare(self, world: World, operation: str) -> None:
         """Bring a world to where the operation begins."""
+        if operation == "rollback":
+            self.prepare_rollback(world)
+            return
         there = world.on_disk() is not None
         verb = "delete" if operation == "create" else "update" if there else "create"
         outcome, _ = world.run(verb, None, "old")
         assert succeeded(outcome), outcome
+
+    def prepare_rollback(self, world: World) -> None:
+        """Bring a world to where the old model serves and the new one is kept."""
+        there = (world.on_disk(), world.on_disk(KEPT))
+        if there == (NEW, OLD) and world.answers() == NEW:
+            steps = [("rollback", "old")]
+        elif there == (OLD, NEW) and world.answers() == OLD:
+            steps = []
+        else:
+            steps = [("create" if there[0] is None else "update", "new"), ("keep", "old")]
+        for verb, model in steps:
+            outcome, _ = world.run(verb, None, model)
+            assert succeeded(outcome), outcome
 
     def attempt(self, operation: str, kind: str, steps: list[tuple[int, str]]) -> None:
         """Try each step, on all worlds."""
@@ -91,7 +110,8 @@ class Bench:
     def try_one(self, world: World, operation: str, kind: str, step: int) -> str:
         """Run an operation with a fault, look at what is there, run the next operation, and look again."""
         self.prepare(world, operation)
-        before, after = {"create": (None, NEW), "update": (OLD, NEW), "delete": (OLD, None)}[operation]
+        before, after = {"create": (None, NEW), "delete": (OLD, None)}.get(operation, (OLD, NEW))
+        was_kept = world.on_disk(KEPT)
         outcome, _ = world.run(operation, Fault(kind, step, world.server.pid, str(world.directory)), "new")
         told = "done" if succeeded(outcome) else "killed" if outcome == "killed" else "failed"
         if kind == "kill server":
@@ -103,6 +123,8 @@ class Bench:
         assert disk in (before, after), outcome
         if told == "done":
             assert disk == after, outcome
+        if operation in KEEPING:
+            assert world.on_disk(KEPT) == (OLD if disk == after else was_kept), outcome
         committed = disk == after and not any(notice.change for notice in claim.notices(world.repository))
         # The next operation: the same once more, as a script would do.
         again, _ = world.run(operation, None, "next")
@@ -111,13 +133,17 @@ class Bench:
             expected: int | None = NEW
         else:
             assert succeeded(again), (outcome, again)
-            expected = {"create": NEXT, "update": NEXT, "delete": None}[operation]
+            expected = {"delete": None, "rollback": OLD if committed else NEW}.get(operation, NEXT)
         assert world.on_disk() == expected, (outcome, again)
         if not (
             kind == "kill server" and operation == "create" and committed
         ):  # a new server has loaded nothing
             assert world.answers() == expected, (outcome, again)
         assert world.leftovers() == [], (outcome, again, world.leftovers())
+        if operation == "rollback":
+            assert world.on_disk(KEPT) == OLD + NEW - world.on_disk(), (outcome, again)
+        elif operation == "keep":  # what the interrupted one has left there, finished or undone
+            assert world.on_disk(KEPT) in {NEW} if committed else {OLD, NEW}, (outcome, again)
         return f"{told}, {'new' if disk == after else 'old'}"
 
     def table(self) -> str:
@@ -165,11 +191,11 @@ def test_a_killed_client(bench: Bench) -> None:
 def test_every_step(bench: Bench, kind: str) -> None:
     """After a fault at any step: old or new, whole; and the next operation succeeds and leaves nothing over."""
     started = time.monotonic()
-    for operation in OPERATIONS:
+    for operation in (*OPERATIONS, *KEEPING):
         steps = list(enumerate(bench.steps(operation)))
         if kind == "ENOSPC":
             steps = [(step, event) for step, event in steps if event in NEEDS_SPACE]
-        stride = 1 if os.environ.get("ALL_STEPS") else STRIDE[kind]
+        stride = 1 if os.environ.get("ALL_STEPS") else STRIDE[kind] * (6 if operation in KEEPING else 1)
         bench.attempt(operation, kind, steps[::stride])
     print(f"\n{bench.table()}\n{time.monotonic() - started:.0f} s")  # noqa: T201 - the table is the point
     assert bench.failures == [], "\n".join(bench.failures)

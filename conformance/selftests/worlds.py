@@ -216,7 +216,11 @@ class World:
 
     def run(self, operation: str, fault: Fault | None, model: str, name: str = "m") -> tuple[str, list[str]]:
         """Run one operation on a deployment."""
-        arguments = (name,) if operation == "delete" else (name, self.models[model])
+        arguments: tuple[Any, ...] = (name, self.models[model])
+        if operation in ("delete", "rollback"):
+            arguments = (name,)
+        elif operation == "keep":
+            operation, arguments = "update", (*arguments, None, {"keep_previous": "true"})
         return self.client(fault, f"{operation}_deployment", *arguments)
 
     def answers(self, name: str = "m") -> int | None:
@@ -231,9 +235,9 @@ class World:
         except (urllib.error.HTTPError, urllib.error.URLError):
             return None
 
-    def on_disk(self) -> int | None:
-        """Which model lies in the repository as m, whole; ``None``: none."""
-        directory = self.repository / "m"
+    def on_disk(self, inside: str = "") -> int | None:
+        """Which model lies in the repository as m, or in m as what it keeps, whole; ``None``: none."""
+        directory = self.repository / "m" / inside
         if not directory.exists():
             return None
         record = json.loads((directory / "mlflow-meta.json").read_text())
