@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlflow_triton.errors import InvalidModel, InvalidModelConfig, InvalidName
-from mlflow_triton.repository.layout import Layout, check_name, lay_out
+from mlflow_triton.repository.layout import KEPT, Layout, check_name, lay_out
 
 PYTHON = b'backend: "python"'
 ONNX = b'backend: "onnxruntime"'
@@ -300,3 +300,10 @@ def test_a_broken_configuration_is_refused_at_once() -> None:
     """lay_out refuses a config.pbtxt that cannot be read, and says where."""
     with pytest.raises(InvalidModelConfig, match=r"^models:/m/1/config.pbtxt:1:1: .*no field"):
         layout("1/model.py", config=b"quux: 1")
+
+
+@pytest.mark.parametrize("files", [(f"{KEPT}/1/model.py",), (KEPT,), (f"{KEPT}/config.pbtxt",)])
+def test_what_is_kept_for_the_plugin(files: tuple[str, ...]) -> None:
+    """A model cannot bring what a rollback would take for the deployment before it."""
+    assert f"it holds {KEPT}" in problems(layout("1/model.py", *files, config=b'backend: "python"'))
+    assert KEPT > "z"  # Triton looks into the first directory for what kind of model this is

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_triton.errors import RepositoryError
-from mlflow_triton.repository.record import RECORD_NAME, Record
+from mlflow_triton.repository.record import LONGEST_HISTORY, RECORD_NAME, Record, Served
 
 NVIDIA: dict[str, Any] = {
     "name": "m",
@@ -27,6 +28,16 @@ OPTIONAL = (
 )
 WRONG_TEXTS: list[Any] = [1, [], {}]
 WRONG_VERSIONS: list[Any] = [None, 1, "1", ["1"], [1.0], [True]]
+WRONG_HISTORIES: list[Any] = [
+    None,
+    {},
+    "x",
+    [1],
+    [[]],
+    [{}],
+    [{"mlflow_model_uri": 1}],
+    [{"mlflow_model_uri": "a", "since": 1}],
+]
 WRONG_FILES: list[Any] = [
     *(None, [], {"a": 1}, {"a": None}),
     *({path: "sha256:0"} for path in ("../x", "/dev/zero", "a/../../x", "", ".", "a\0")),
@@ -60,6 +71,8 @@ RECORDS = st.builds(
     st.dictionaries(PATHS, st.text()),
     TEXT_OR_NONE,
     TEXT_OR_NONE,
+    operation=TEXT_OR_NONE,
+    history=st.lists(st.builds(Served, TEXT_OR_NONE, st.text(), *[TEXT_OR_NONE] * 5), max_size=3).map(tuple),
 )
 
 
@@ -68,6 +81,16 @@ def test_a_record_comes_back(record: Record) -> None:
     """What `to_json` writes, `from_json` reads: the same record."""
     assert Record.from_json(record.to_json(), name=record.name, path="p") == record
     assert Record.from_json(record.to_json().encode(), name=record.name, path="p") == record
+
+
+def test_a_history_is_bounded() -> None:
+    """A record tells of its last predecessors; of one that NVIDIA's plugin wrote, what there is to tell."""
+    record = read(NVIDIA)
+    for turn in range(LONGEST_HISTORY + 2):
+        record = replace(record, deployment_id=str(turn), history=record.history_for(f"then {turn}"))
+    assert len(record.history) == LONGEST_HISTORY
+    assert [record.history[0].deployment_id, record.history[-1].until] == ["1", f"then {LONGEST_HISTORY + 1}"]
+    assert read(NVIDIA).history_for("then") == (Served(None, "models:/m/1", None, None, None, None, "then"),)
 
 
 def test_the_keys_of_nvidias_plugin_come_first() -> None:
@@ -118,6 +141,7 @@ def test_a_record_needs_its_four_keys(key: str, value: Any) -> None:
         *((key, value) for key in OPTIONAL for value in WRONG_TEXTS),
         *(("versions", value) for value in WRONG_VERSIONS),
         *(("files", value) for value in WRONG_FILES),
+        *(("history", value) for value in WRONG_HISTORIES),
     ],
 )
 def test_a_record_with_a_wrong_value(key: str, value: Any) -> None:
