@@ -35,6 +35,7 @@ from mlflow_triton import flavor
 from mlflow_triton.embedded.runtime import safe_temporary_directory
 from mlflow_triton.errors import DeploymentNotFound
 from mlflow_triton.repository import claim
+from mlflow_triton.repository.layout import KEPT
 from mlflow_triton.repository.record import RECORD_NAME
 from worlds import CONFIG, MODEL, Fault, World
 
@@ -63,17 +64,21 @@ EXAMPLES_PER_SEED = 8
 names = st.sampled_from(NAMES)
 models = st.sampled_from(sorted(MODELS))
 #: "put": create or update, whichever there is reason for.
-verbs = st.sampled_from(("put", "put", "put", "create", "update", "delete"))
+verbs = st.sampled_from(("put", "put", "put", "create", "update", "keep", "keep", "rollback", "delete"))
 #: A moment for files and clocks, in seconds from now.
 moments = st.sampled_from((-20 * 365 * DAY, -DAY, -60, 0, DAY, 20 * 365 * DAY))
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What there is under a name: a deployment of a model (``None``: none), which the server serves or not."""
+    """What there is under a name: a deployment of a model (``None``: none), which the server serves or not.
+
+    `kept` is the model that a rollback would bring back.
+    """
 
     model: str | None = None
     ready: bool = False
+    kept: str | None = None
 
 
 NOTHING = State()
@@ -84,13 +89,15 @@ def after(verb: str, state: State, model: str, *, foreign: bool) -> tuple[str, S
     if verb == "create":
         if foreign or state.model is not None:
             return "DeploymentExists", state
-    elif foreign or (state.model is None and verb == "update"):
+    elif foreign or (verb == "rollback" and state.kept is None) or (state.model is None and verb != "delete"):
         return "DeploymentNotFound", state
     if verb == "delete":
         return "done", NOTHING
+    if verb == "rollback":
+        return "done", State(state.kept, ready=True, kept=state.model)
     if model == "broken":
         return "LoadFailed", state
-    return "done", State(model, ready=True)
+    return "done", State(model, ready=True, kept=state.model if verb == "keep" else None)
 
 
 def kind(outcome: str) -> str:
@@ -143,7 +150,12 @@ class Deployments(RuleBasedStateMachine):
         """Create a deployment, or update it."""
         self.expect("put", name, model)
 
-    @rule(verb=st.sampled_from(("put", "put", "create", "update")), name=names)
+    @rule(name=names)
+    def roll_back(self, name: str) -> None:
+        """Bring back what an update has kept."""
+        self.expect("rollback", name, "")
+
+    @rule(verb=st.sampled_from(("put", "put", "create", "update", "keep")), name=names)
     def publish_a_broken_model(self, verb: str, name: str) -> None:
         """Create or update with a model that does not load."""
         self.expect(verb, name, "broken")
@@ -303,6 +315,7 @@ class Deployments(RuleBasedStateMachine):
                 assert isinstance(details, str)
                 continue
             assert entry is not None
+            assert self.kept(name) == state.kept
             assert entry["mlflow_model_uri"] == self.world.models[state.model]
             assert (entry["state"] == "READY") == state.ready, entry
             assert details["in_sync"] == state.ready, details
@@ -378,11 +391,11 @@ class Deployments(RuleBasedStateMachine):
                 continue
             self.pending.discard(name)
             self.down.discard(name)
-            seen = self.on_disk(name), self.world.answers(name)
+            seen = self.on_disk(name), self.world.answers(name), self.kept(name)
             found = {
                 state
                 for state in self.states[name]
-                if state.model == seen[0] and seen[1] in self.answers_if(name, state)
+                if (state.model, state.kept) == (seen[0], seen[2]) and seen[1] in self.answers_if(name, state)
             }
             assert found, (name, self.states[name], seen)
             self.states[name] = found
@@ -426,7 +439,17 @@ class Deployments(RuleBasedStateMachine):
             return None
         if not directory.exists():
             return None
-        found = content(directory)
+        return self.model_in(
+            {path: text for path, text in content(directory).items() if Path(path).parts[0] != KEPT}
+        )
+
+    def kept(self, name: str) -> str | None:
+        """Return which model a deployment keeps, whole."""
+        directory = self.world.repository / name / KEPT
+        return self.model_in(content(directory)) if directory.exists() else None
+
+    def model_in(self, found: dict[str, bytes]) -> str:
+        """Return which model these files are."""
         uri = json.loads(found.pop(RECORD_NAME))["mlflow_model_uri"]
         (model,) = [model for model in MODELS if self.world.models[model] == uri]
         assert found == content(self.saved / f"{model}-source")

@@ -216,12 +216,12 @@ class World:
 
     def run(self, operation: str, fault: Fault | None, model: str, name: str = "m") -> tuple[str, list[str]]:
         """Run one operation on a deployment."""
-        arguments: tuple[Any, ...] = (name, self.models[model])
         if operation in ("delete", "rollback"):
-            arguments = (name,)
-        elif operation == "keep":
-            operation, arguments = "update", (*arguments, None, {"keep_previous": "true"})
-        return self.client(fault, f"{operation}_deployment", *arguments)
+            return self.client(fault, f"{operation}_deployment", name)
+        if operation == "keep":
+            keep = {"keep_previous": "true"}
+            return self.client(fault, "update_deployment", name, self.models[model], None, keep)
+        return self.client(fault, f"{operation}_deployment", name, self.models[model])
 
     def answers(self, name: str = "m") -> int | None:
         """What the server answers for a model; ``None``: it does not serve it."""
