@@ -339,7 +339,7 @@ class Deployer:
         if operation == "update":
             record = self._updatable(name, wanted.model_uri, wanted.flavor, wanted.options)
             _warn_of_dropped(record, wanted.model_uri, wanted.options)
-            old = self._side(name, record, keeping=wanted.options.keep_previous)
+            old = self._side(name, record)
         elif there:
             self._adoptable(name, wanted.options)
             old = self._side(name, None)
@@ -362,7 +362,7 @@ class Deployer:
             record = self._record(name, source, layout, digests)
             return Side.of(record, layout.config_text or b"", {**digests, RECORD_NAME: None})
 
-    def _side(self, name: str, record: Record | None, *, keeping: bool = False) -> Side:
+    def _side(self, name: str, record: Record | None) -> Side:
         """Describe what is on disk: a deployment, or without a record a model that MLflow did not deploy."""
         root = self._repository.path / name
         changed = [] if record is None else self._repository.changed_files(record)
@@ -370,8 +370,7 @@ class Deployer:
             {} if record is None else {file: it for file, it in record.files.items() if file not in changed}
         )
         files = {str(path): file for path, file in triton.scan(root, origin=str(root)).files.items()}
-        if keeping:  # then something is kept afterwards as well
-            files = {path: file for path, file in files.items() if Path(path).parts[0] != KEPT}
+        files = {path: file for path, file in files.items() if Path(path).parts[0] != KEPT}
         files |= {CONFIG_FILE: root / CONFIG_FILE} if (root / CONFIG_FILE).exists() else {}
         digests: dict[str, str | None] = {
             path: None if path == RECORD_NAME else known.get(path) or digest(file)
