@@ -186,6 +186,29 @@ def history(*, name: str, target: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option(
+    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with all of it.")
+def status(*, names: tuple[str, ...], target: str, as_json: bool) -> None:
+    """Show deployments, all or those of these names: states, digests, drift, inference counts and latency.
+
+    The exit code is 0 if all of them are READY and as recorded, on disk and on the server, and 1 otherwise. That an
+    alias in the registry means another version by now is shown, and does not count.
+    """
+    from mlflow_triton.settings import Settings  # noqa: PLC0415 - the other commands need none of it
+    from mlflow_triton.status import report, table  # noqa: PLC0415 - same
+
+    with redirect_stdout(sys.stderr):  # where MLflow's own messages belong
+        found = report(Settings.parse(target, os.environ), names)
+    for line in [found.to_json()] if as_json else table(found):
+        click.echo(line)
+    if not found.ok:
+        raise SystemExit(1)
+
+
+@main.command()
 @click.option(
     "--model-name", required=True, metavar="NAME", help="The registered model; made if there is none."
 )

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from mlflow_triton.serving.control import Control, IndexEntry
     from mlflow_triton.staging import Source
 
-__all__ = ["DEPLOYMENT_ID", "Deployer", "Deployment", "Restored"]
+__all__ = ["DEPLOYMENT_ID", "Deployer", "Deployment", "Restored", "describe", "operation_text"]
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class Deployer:
                     nothing = f"Nothing of {name!r} is left behind."
                     self._load(record, load_with, options, otherwise=nothing)
                     self._smoke_test(record, layout, example, options, otherwise=nothing)
-                    deployment = _describe(record, self._control.index(), None)
+                    deployment = describe(record, self._control.index(), None)
         log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
         return deployment
 
@@ -211,7 +211,7 @@ class Deployer:
                     "rollback",
                     old.deployment_id,
                 ):
-                    return _describe(old, self._control.index(), None)
+                    return describe(old, self._control.index(), None)
                 self._kept(name)
                 unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
                 wanted = _Wanted(name, None, None, replace(options, keep_previous=True), "rollback", old)
@@ -261,7 +261,7 @@ class Deployer:
             self._load(record, load_with, options, otherwise=unchanged)
             self._dependants.refuse_broken(name, ensembles, unchanged)
             self._smoke_test(record, layout, example, options, otherwise=unchanged)
-            deployment = _describe(record, self._control.index(), None)
+            deployment = describe(record, self._control.index(), None)
         log.info(
             "Updated the deployment %r (%s) to %s.",
             name,
@@ -318,7 +318,7 @@ class Deployer:
         notice = next((notice for notice in self._repository.notices() if notice.name == name), None)
         if notice is not None and (notice.held or notice.change is not None):
             raise DeploymentBusy(
-                f"What would change cannot be said: there is an operation on {name!r} ({_operation(notice)})."
+                f"What would change cannot be said: there is an operation on {name!r} ({operation_text(notice)})."
             )
         try:
             with operation_of(name, f"dry run of {operation}"):
@@ -393,9 +393,9 @@ class Deployer:
             if notice is None:
                 raise
             raise DeploymentNotFound(
-                f"{error.message} There is an operation on it: {_operation(notice)}."
+                f"{error.message} There is an operation on it: {operation_text(notice)}."
             ) from None
-        return _describe(record, self._control.index(), notice)
+        return describe(record, self._control.index(), notice)
 
     def all(self) -> list[Deployment]:
         """Describe every deployment in the repository, loaded or not, by name."""
@@ -411,9 +411,11 @@ class Deployer:
         for name in notices.keys() - {record.name for record in records}:
             if notices[name].change is not None:
                 log.warning(
-                    "%r is not deployed; there is an operation on it: %s.", name, _operation(notices[name])
+                    "%r is not deployed; there is an operation on it: %s.",
+                    name,
+                    operation_text(notices[name]),
                 )
-        return [_describe(record, index, notices.get(record.name)) for record in records]
+        return [describe(record, index, notices.get(record.name)) for record in records]
 
     def restore(self, names: Sequence[str], options: DeploymentOptions) -> list[Restored]:
         """Load deployments again, in parallel, as after a restart of the server.
@@ -826,7 +828,8 @@ def _times(directory: Path) -> dict[str, int]:
     }
 
 
-def _operation(notice: Notice) -> str:
+def operation_text(notice: Notice) -> str:
+    """Say what is under way on a deployment, or was interrupted."""
     if notice.held:
         return f"{notice}, which is under way"
     return (
@@ -835,10 +838,11 @@ def _operation(notice: Notice) -> str:
     )
 
 
-def _describe(record: Record, index: list[IndexEntry], notice: Notice | None) -> Deployment:
+def describe(record: Record, index: list[IndexEntry], notice: Notice | None) -> Deployment:
+    """Put together what the record, the server's index and the claim say of a deployment."""
     operation = None
     if notice is not None and (notice.held or notice.change is not None):
-        operation = _operation(notice)
+        operation = operation_text(notice)
     entries = [entry for entry in index if entry.name == record.name]
     versions = sorted(
         (entry for entry in entries if entry.version is not None and entry.version.isdigit()),

@@ -127,6 +127,14 @@ class Control:
         config: dict[str, Any] = self._checked(answer, dict, path)
         return config
 
+    def statistics(self) -> list[dict[str, Any]]:
+        """Return the inference statistics of every model version that is loaded."""
+        path = "/v2/models/stats"
+        entries = self._get(path, dict).get("model_stats")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ServerUnavailable(f"{self._where} answered {path} in a form that Triton never uses.")
+        return entries
+
     def is_ready(self, name: str, version: int | None = None) -> bool:
         """Say whether a model (version) answers inference requests."""
         versions = "" if version is None else f"/versions/{version}"
