@@ -169,6 +169,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # dozens of commands, each of which imports MLflow
 def test_every_command_and_script_runs(reader: Reader) -> None:
     """What the README says to type and to run works, in its order, and prints what the README shows."""
     with socket.socket() as probe:
