@@ -477,6 +477,17 @@ def test_any_document_in_python(case: tuple[dict[str, Spec], Any]) -> None:
     check_values(document, encoded, declared)
 
 
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Hide the warnings about inputs: thousands of them."""
+    log = logging.getLogger("mlflow_triton")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    yield
+    log.setLevel(before)
+
+
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.filterwarnings("ignore")  # pandas' own, in MLflow's reader
 @AT_RANDOM
 @given(case=CASES, cut=st.one_of(st.none(), st.none(), CUTS))
@@ -486,7 +497,6 @@ def test_any_file_through_the_cli(case: tuple[dict[str, Spec], Any], cut: tuple[
     text = json.dumps(document)
     if cut is not None:
         text = text[: cut[0]] + cut[1] + text[cut[0] + 1 :]
-    logging.getLogger("mlflow_triton").setLevel(logging.ERROR)
     try:
         encoded = through_the_cli(text, declared)
     except Refused as refused:

@@ -181,7 +181,8 @@ def typed(flat: Sequence[Any], kinds: Iterable[type], shape: Sequence[int]) -> A
 
 
 def _integers(numbers: Sequence[int], flat: Sequence[Any], shape: Sequence[int]) -> Array:
-    for dtype in (np.int64, np.uint64):
+    # NumPy 1 would wrap a negative number.
+    for dtype in (np.int64,) if min(numbers, default=0) < 0 else (np.int64, np.uint64):
         with suppress(OverflowError):
             return np.array(numbers, dtype).reshape(shape)
     return np.fromiter(flat, np.object_, len(flat)).reshape(shape)
