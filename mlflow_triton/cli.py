@@ -15,6 +15,10 @@ from mlflow_triton import __version__
 
 __all__ = ["main"]
 
+TARGET = click.option(
+    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
+)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mlflow-triton")
@@ -77,9 +81,7 @@ def serve(  # noqa: PLR0913 - one parameter for each option
 
 
 @main.command()
-@click.option(
-    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
-)
+@TARGET
 @click.option(
     "--repair",
     is_flag=True,
@@ -103,9 +105,7 @@ def doctor(*, target: str, repair: bool) -> None:
 
 @main.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option(
-    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
-)
+@TARGET
 @click.option(
     "-C",
     "--config",
@@ -133,9 +133,7 @@ def restore(*, names: tuple[str, ...], target: str, config: tuple[str, ...]) -> 
 
 @main.command()
 @click.argument("name")
-@click.option(
-    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
-)
+@TARGET
 @click.option(
     "-C",
     "--config",
@@ -159,9 +157,7 @@ def rollback(*, name: str, target: str, config: tuple[str, ...]) -> None:
 
 @main.command()
 @click.argument("name")
-@click.option(
-    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
-)
+@TARGET
 @click.option("--json", "as_json", is_flag=True, help="A list of JSON objects.")
 def history(*, name: str, target: str, as_json: bool) -> None:
     """Tell what a deployment served when: one line each, the oldest first.
@@ -187,9 +183,7 @@ def history(*, name: str, target: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option(
-    "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
-)
+@TARGET
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all of it.")
 def status(*, names: tuple[str, ...], target: str, as_json: bool) -> None:
     """Show deployments, all or those of these names: states, digests, drift, inference counts and latency.
