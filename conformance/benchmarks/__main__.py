@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [NAME…] [--quick] [--json FILE]``."""
+"""The command line: ``python -m benchmarks [NAME…] [--quick] [--json FILE] [--plots DIRECTORY]``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "updates_under_load": "requests during updates: failures, old answers, latency",
     "space": "bytes written, disk and memory of create and update of 512 MB, beside a link and a download",
     "duration": "create and update, beside files placed by hand and Triton's own load",
+    "predict": "predictions of all sizes, beside the raw clients, a bare socket and a copy; one and eight threads",
     "parallel": "eight deployments at once, beside the same in turn",
 }
 
@@ -42,6 +43,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes and few turns: see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file as well")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIRECTORY", help="write plots (SVG) into this directory"
+    )
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in BENCHMARKS]:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
@@ -59,6 +63,10 @@ def main() -> int:
         results = {name: _run(name, bench) for name in arguments.names or BENCHMARKS}
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": _machine(), **_document(results)}, indent=1) + "\n")
+    if arguments.plots:
+        arguments.plots.mkdir(parents=True, exist_ok=True)
+        for plot in (plot for result in results.values() for plot in result.plots):
+            (arguments.plots / plot.file).write_text(str(plot), encoding="utf-8")
     problems = [problem for result in results.values() for problem in result.problems]
     for problem in problems:
         print(f"WRONG: {problem}", file=sys.stderr)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from benchmarks.plot import Plot
+
 __all__ = ["Quantity", "Result", "Table", "percentile", "ratio"]
 
 #: Unit -> factor from the base unit, and how it is written; the first one that gives 1 or more is taken.
@@ -16,6 +18,7 @@ _SCALES = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
     "B": ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")),
     "x": ((1.0, "x"),),
+    "/s": ((1.0, "/s"),),
 }
 
 
@@ -25,7 +28,7 @@ class Quantity:
 
     Attributes:
         samples: The values, in the order of measuring; not empty.
-        unit: ``s``, ``B`` (bytes) or ``x`` (a ratio).
+        unit: ``s``, ``B`` (bytes), ``x`` (a ratio) or ``/s`` (a rate).
     """
 
     samples: tuple[float, ...]
@@ -96,10 +99,12 @@ class Result:
     Attributes:
         tables: To be shown.
         problems: Failed requests and wrong answers, which fail the run.
+        plots: To be written to files, if the user wants them.
     """
 
     tables: Sequence[Table]
     problems: Sequence[str] = field(default=())
+    plots: Sequence[Plot] = field(default=())
 
 
 def ratio(value: Quantity, base: Quantity) -> Quantity:

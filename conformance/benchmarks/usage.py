@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Usage", "measure"]
+__all__ = ["Usage", "measure", "memory", "reset_peak"]
 
 TIMEOUT = 600.0
 _PAUSE = 0.02  # seconds; less would take the processor from what is measured
@@ -110,10 +110,16 @@ def _blocks(directory: str) -> int:
     return sum(seen.values())
 
 
-def _memory(key: str) -> int:
+def memory(key: str) -> int:
+    """Return bytes that this process has: ``VmRSS``, or ``VmHWM`` at the worst moment since `reset_peak`."""
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) << 10
+
+
+def reset_peak() -> None:
+    """Let the highest memory begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _written() -> int:
@@ -145,16 +151,16 @@ def main(verb: str, target: str, model: str, files: Mapping[str, str]) -> None:
             "update": lambda: client.update_deployment("plugin", model),
         }[verb]
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    memory, written, start = _memory("VmRSS"), _written(), time.perf_counter()
+    reset_peak()
+    before, written, start = memory("VmRSS"), _written(), time.perf_counter()
     operate()
     taken = time.perf_counter() - start
-    peak = _memory("VmHWM")
+    peak = memory("VmHWM")
     usage = {
         "seconds": taken,
         "written": _written() - written,
         "peak_memory": peak,
-        "grown_memory": max(0, peak - memory),
+        "grown_memory": max(0, peak - before),
     }
     print(json.dumps(usage))
 

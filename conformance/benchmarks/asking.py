@@ -1,0 +1,298 @@
+"""A process that asks a model in every way that is compared, and measures itself.
+
+The model answers with its input. A way is a function that takes a tensor and returns the answer's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import statistics
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from benchmarks.figures import Quantity
+from benchmarks.usage import memory, reset_peak
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Ask: TypeAlias = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+
+__all__ = ["COPY", "FRAME", "MODEL", "RAW", "SHARED_MEMORY", "SOCKET", "WAYS"]
+
+MODEL = "identity"
+#: Values in a row of the tensor.
+WIDTH = 16
+#: A header without which the server shares no memory, so that predict sends large tensors over HTTP.
+SHARED_MEMORY = {"x-benchmark": "shared-memory"}
+TIMEOUT = 300.0
+
+
+def tensor(size: int) -> np.ndarray[Any, Any]:
+    """Return numbers at random, `size` bytes of them, as rows of a table."""
+    return np.random.default_rng(size).random((size // 4 // WIDTH, WIDTH), np.float32)
+
+
+def _client(address: str, headers: Mapping[str, str]) -> Any:
+    os.environ |= {"TRITON_HEADERS": json.dumps(headers), "TRITON_REQUEST_TIMEOUT": str(TIMEOUT)}
+    from mlflow_triton.deployments import TritonDeploymentClient  # noqa: PLC0415 - not for the other ways
+
+    return TritonDeploymentClient(f"triton://{address}")
+
+
+def _predict(headers: Mapping[str, str], http: str, _: str) -> Ask:
+    client = _client(http, headers)
+    return lambda x: np.asarray(client.predict(MODEL, {"x": x})["outputs"]["y"])
+
+
+def _predict_frame(http: str, _: str) -> Ask:
+    import pandas as pd  # noqa: PLC0415 - not for the other ways
+
+    client = _client(http, {})
+    frames: dict[int, pd.DataFrame] = {}
+
+    def ask(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if id(x) not in frames:
+            frames.clear()
+            frames[id(x)] = pd.DataFrame(x)
+        return np.asarray(client.predict(MODEL, frames[id(x)])["outputs"]["y"])
+
+    return ask
+
+
+def _raw(triton: Any, client: Any) -> Ask:
+    def ask(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        sent = triton.InferInput("x", list(x.shape), "FP32")
+        sent.set_data_from_numpy(x)
+        return np.asarray(client.infer(MODEL, [sent]).as_numpy("y"))
+
+    return ask
+
+
+def _raw_http(http: str, _: str) -> Ask:
+    import tritonclient.http as triton  # noqa: PLC0415 - not for the other ways
+
+    return _raw(triton, triton.InferenceServerClient(http, network_timeout=TIMEOUT))
+
+
+def _raw_grpc(_: str, grpc: str) -> Ask:
+    import tritonclient.grpc as triton  # noqa: PLC0415 - not for the other ways
+
+    return _raw(triton, triton.InferenceServerClient(grpc))
+
+
+def _socket(http: str, _: str) -> Ask:
+    """Send bytes that were put together before, and receive into memory that was used before."""
+    host, _, port = http.partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=TIMEOUT)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    asked, request, view, end = -1, b"", memoryview(b""), 0
+
+    def ask(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        nonlocal asked, request, view, end
+        if asked != id(x):
+            asked, request, view, end = id(x), _request(http, x), memoryview(bytearray(x.nbytes + 4096)), 0
+        connection.sendall(request)
+        received = connection.recv_into(view)
+        if not end:
+            end = _end(bytes(view[: min(received, 4096)]))
+        while received < end:
+            received += connection.recv_into(view[received:end])
+        return np.frombuffer(view, x.dtype, x.size, end - x.nbytes).reshape(x.shape)
+
+    return ask
+
+
+def _request(address: str, x: np.ndarray[Any, Any]) -> bytes:
+    described = {
+        "name": "x",
+        "shape": x.shape,
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": x.nbytes},
+    }
+    header = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
+    lines = [
+        f"POST /v2/models/{MODEL}/infer HTTP/1.1",
+        f"Host: {address}",
+        f"Content-Length: {len(header) + x.nbytes}",
+        f"Inference-Header-Content-Length: {len(header)}",
+    ]
+    return b"".join(["\r\n".join([*lines, "", ""]).encode(), header, x.tobytes()])
+
+
+def _end(received: bytes) -> int:
+    """Return how long an answer is of which this is the beginning."""
+    head, found, _ = received.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    if not head.startswith(b"HTTP/1.1 200 ") or not found or length is None:
+        raise RuntimeError(f"The server answered with {head[:200]!r}.")
+    return len(head) + len(found) + int(length[1])
+
+
+def _copy(_: str, __: str) -> Ask:
+    memory_of_its_own = np.empty(0, np.float32)
+
+    def ask(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        nonlocal memory_of_its_own
+        if memory_of_its_own.shape != x.shape:
+            memory_of_its_own = np.zeros_like(x)
+        np.copyto(memory_of_its_own, x)
+        return memory_of_its_own
+
+    return ask
+
+
+RAW, SOCKET, COPY, FRAME = "tritonclient.http", "bare socket", "memcpy", "predict, DataFrame"
+#: Name -> what makes the way, of the addresses of HTTP and gRPC.
+WAYS: dict[str, Callable[[str, str], Ask]] = {
+    "predict, HTTP": partial(_predict, {}),
+    "predict, shared memory": partial(_predict, SHARED_MEMORY),
+    FRAME: _predict_frame,
+    RAW: _raw_http,
+    "tritonclient.grpc": _raw_grpc,
+    SOCKET: _socket,
+    COPY: _copy,
+}
+#: Of them, those that one client serves several threads in; of the others, each thread has one of its own.
+SHARED_BY_THREADS = {"predict, HTTP", "predict, shared memory", "tritonclient.grpc"}
+
+
+def one_thread(
+    ways: Mapping[str, Ask], size: int, turns: int, repeat: int
+) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+    """Ask in turns.
+
+    Args:
+        ways: Name to way.
+        size: Of the tensor, in bytes.
+        turns: How often each way has its turn.
+        repeat: How often it asks in a turn, of which the median counts.
+
+    Returns:
+        By way: seconds, and seconds of this process' processor time, of each turn; and what was wrong.
+    """
+    x = tensor(size)
+    wrong = [name for name, ask in ways.items() for _ in range(2) if ask(x).tobytes() != x.tobytes()]
+    taken: dict[str, dict[str, list[float]]] = {name: {"time": [], "CPU": []} for name in ways}
+    for _ in range(turns):
+        for name, ask in ways.items():
+            times = []
+            processor = time.process_time()
+            for _ in range(repeat):
+                start = time.perf_counter()
+                ask(x)
+                times.append(time.perf_counter() - start)
+            taken[name]["CPU"].append((time.process_time() - processor) / repeat)
+            taken[name]["time"].append(statistics.median(times))
+    return taken, [f"{name}: the answer of {size} bytes is not the input" for name in wrong]
+
+
+def threads(
+    makers: Mapping[str, Callable[[], Ask]], size: int, turns: int, window: float, count: int
+) -> dict[str, list[float]]:
+    """Ask from several threads at once, way after way.
+
+    Args:
+        makers: By name what makes the way that a thread uses.
+        size: Of the tensor, in bytes.
+        turns: How often each way has its turn.
+        window: Seconds that a turn lasts.
+        count: Of threads.
+
+    Returns:
+        By way: requests in a second, of each turn.
+    """
+    x = tensor(size)
+    rates: dict[str, list[float]] = {name: [] for name in makers}
+    for _ in range(turns):
+        for name, make in makers.items():
+            rates[name].append(_rate(make, x, window, count))
+    return rates
+
+
+def _rate(make: Callable[[], Ask], x: np.ndarray[Any, Any], window: float, count: int) -> float:
+    ready = threading.Barrier(count)
+
+    def work(_: int) -> tuple[int, float]:
+        ask = make()  # here, as tritonclient.http's connections work in the thread only that opened them
+        ask(x)
+        ready.wait(TIMEOUT)
+        asked, start = 0, time.perf_counter()
+        while time.perf_counter() < start + window:
+            ask(x)
+            asked += 1
+        return asked, time.perf_counter() - start
+
+    with ThreadPoolExecutor(count) as pool:
+        return sum(asked / taken for asked, taken in pool.map(work, range(count)))
+
+
+def peak(ask: Ask, size: int) -> int:
+    """Return how many bytes of memory this process takes at the worst moment of two requests, beyond their input."""
+    ask(tensor(4 * WIDTH))
+    x = tensor(size)
+    reset_peak()
+    before = memory("VmRSS")
+    for _ in range(2):  # the plugin knows the size of an answer from the second one on
+        ask(x)
+    return max(0, memory("VmHWM") - before)
+
+
+def _peak(name: str, http: str, grpc: str, size: int) -> int:
+    return peak(WAYS[name](http, grpc), size)
+
+
+def peaks(names: list[str], http: str, grpc: str, size: int) -> dict[str, int]:
+    """Return the `peak` of each way, in a process of its own, which has imported everything already."""
+    import tritonclient.http  # noqa: F401, PLC0415 - in time
+
+    from mlflow_triton import predict  # noqa: F401, PLC0415 - in time
+
+    found = {}
+    for name in names:
+        with ProcessPoolExecutor(1, get_context("fork")) as pool:
+            found[name] = pool.submit(_peak, name, http, grpc, size).result()
+    return found
+
+
+def main(verb: str, http: str, grpc: str, sizes: list[dict[str, Any]]) -> None:
+    """Measure and print the results as JSON.
+
+    Args:
+        verb: ``one thread``, ``threads`` or ``peaks``.
+        http: HOST:PORT.
+        grpc: HOST:PORT.
+        sizes: Arguments of the function that measures, for each size; ``names`` are of `WAYS`.
+    """
+    ways: dict[str, Ask] = {}
+    found: list[Any] = []
+    for more in sizes:
+        print(f"predict: {verb}, a tensor of {Quantity((more['size'],), 'B')}", file=sys.stderr, flush=True)
+        names = more.pop("names")
+        if verb == "threads":
+            ways |= {name: WAYS[name](http, grpc) for name in SHARED_BY_THREADS & {*names} - ways.keys()}
+            makers = {
+                name: partial(ways.__getitem__, name) if name in ways else partial(WAYS[name], http, grpc)
+                for name in names
+            }
+            found.append(threads(makers, **more))
+        elif verb == "one thread":
+            ways |= {name: WAYS[name](http, grpc) for name in names if name not in ways}
+            found.append(one_thread({name: ways[name] for name in names}, **more))
+        else:
+            found.append(peaks(names, http, grpc, **more))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

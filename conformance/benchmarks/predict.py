@@ -1,0 +1,165 @@
+"""Predictions, beside the raw clients, the wire and a copy: time, processor time, memory, and eight threads."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.asking import COPY, FRAME, MODEL, RAW, SHARED_MEMORY, SOCKET, WAYS
+from benchmarks.figures import Quantity, Result, Table, ratio
+from benchmarks.plot import Curve, Plot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.bench import Bench
+
+__all__ = ["run"]
+
+CONFIG = """\
+backend: "python"
+instance_group [ { count: 1 kind: KIND_CPU } ]
+input [ { name: "x" data_type: TYPE_FP32 dims: [ -1, 16 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ -1, 16 ] } ]
+"""
+PYTHON = """\
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([self.answer(request)]) for request in requests]
+
+    def answer(self, request):
+        return pb_utils.Tensor("y", pb_utils.get_input_tensor_by_name(request, "x").as_numpy())
+"""
+#: Bytes of the tensor -> how often each way has its turn, and requests in a turn.
+SIZES = {
+    64: (60, 20),
+    1 << 20: (40, 3),
+    16 << 20: (15, 1),
+    128 << 20: (5, 1),
+    1 << 30: (3, 1),
+}
+QUICK_SIZES = {64: (5, 5), 1 << 20: (2, 1), 16 << 20: (1, 1)}
+LARGEST_FRAME = 16 << 20
+#: Below, the memory of a request is lost in that of the process.
+SMALLEST_PEAK = 16 << 20
+THREADS = 8
+TIMEOUT = 1800.0
+
+
+NOTES = [
+    "The model answers with its input, in Triton's Python backend. Way after way in turns: ratios hold where times do not.",
+    f"{SOCKET}: bytes put together before, into memory used before: what the wire itself takes. {COPY}: once, in memory.",
+    "CPU: processor time of the client, all of its threads. Memory: at the worst moment of a request, beyond the input,",
+    "  in times the tensor; the answer alone is 1, and memory that is shared with the server counts in full.",
+]
+SHARED_NOTE = "predict and tritonclient.grpc: one client for all threads; the others cannot share one, so each thread has its own."
+
+
+def run(bench: Bench) -> Result:
+    """Ask a model that answers with its input, with tensors of all sizes."""
+    with _server(bench) as addresses:
+        table, plot, problems = _one_thread(bench, addresses)
+        return Result([table, _threads(bench, addresses)], problems, [plot])
+
+
+@contextmanager
+def _server(bench: Bench) -> Iterator[dict[str, str]]:
+    """Run a server with the model."""
+    key, value = next(iter(SHARED_MEMORY.items()))
+    with bench.triton(f"--http-restricted-api=shared-memory:{key}={value}") as server:
+        version = server.model_repository / MODEL / "1"
+        version.mkdir(parents=True)
+        (version.parent / "config.pbtxt").write_text(CONFIG)
+        (version / "model.py").write_text(PYTHON)
+        address = server.http_url.removeprefix("http://")
+        connection = http.client.HTTPConnection(address, timeout=TIMEOUT)
+        connection.request("POST", f"/v2/repository/models/{MODEL}/load", b"{}")
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise RuntimeError(f"The model cannot be loaded: {answer.read()!r}")
+        connection.close()
+        yield {"http": address, "grpc": server.grpc_url}
+
+
+def _one_thread(bench: Bench, addresses: dict[str, str]) -> tuple[Table, Plot, list[str]]:
+    sizes = QUICK_SIZES if bench.quick else SIZES
+    named = {size: [name for name in WAYS if name != FRAME or size <= LARGEST_FRAME] for size in sizes}
+    found = _measured(
+        "one thread",
+        addresses,
+        [
+            {"names": named[size], "size": size, "turns": turns, "repeat": repeat}
+            for size, (turns, repeat) in sizes.items()
+        ],
+    )
+    large = [size for size in sizes if size >= SMALLEST_PEAK]
+    peaks = _measured("peaks", addresses, [{"names": named[size], "size": size} for size in large])
+    memory = dict(zip(large, peaks, strict=True))
+    rows: list[dict[str, str | int | Quantity]] = []
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    for size, (taken, _) in zip(sizes, found, strict=True):
+        times = {name: Quantity(tuple(taken[name]["time"]), "s") for name in named[size]}
+        for name, time in times.items():
+            curves[name].append((size, time.median))
+            rows.append(
+                {
+                    "tensor": str(Quantity((size,), "B")),
+                    "way": name,
+                    "time": time,
+                    f"to {RAW}": _median(ratio(time, times[RAW])),
+                    f"to {SOCKET}": _median(ratio(time, times[SOCKET])),
+                    "CPU": _median(Quantity(tuple(taken[name]["CPU"]), "s")),
+                    "memory": f"{memory[size][name] / size:.2f}" if size in memory else "",
+                }
+            )
+    plot = Plot(
+        "predict.svg",
+        "A tensor to Triton and back (median)",
+        ("bytes", "seconds"),
+        [Curve(name, points) for name, points in curves.items()],
+    )
+    problems = [problem for _, wrong in found for problem in wrong]
+    return Table("Predictions, one thread", rows, NOTES), plot, problems
+
+
+def _threads(bench: Bench, addresses: dict[str, str]) -> Table:
+    names = [name for name in WAYS if name not in (FRAME, COPY)]
+    turns, window, sizes = (1, 0.2, [64]) if bench.quick else (7, 2.0, [64, 1 << 20, 16 << 20])
+    more = {"names": names, "turns": turns, "window": window, "count": THREADS}
+    rows: list[dict[str, str | int | Quantity]] = []
+    for size, found in zip(
+        sizes, _measured("threads", addresses, [{**more, "size": size} for size in sizes]), strict=True
+    ):
+        rates = {name: Quantity(tuple(found[name]), "/s") for name in names}
+        rows += [
+            {
+                "tensor": str(Quantity((size,), "B")),
+                "way": name,
+                "requests": rates[name],
+                f"to {RAW}": _median(ratio(rates[name], rates[RAW])),
+            }
+            for name in names
+        ]
+    return Table(f"Predictions, {THREADS} threads in one process", rows, [SHARED_NOTE])
+
+
+def _measured(verb: str, addresses: dict[str, str], sizes: list[dict[str, Any]]) -> Any:
+    """Measure in a process of its own; see `benchmarks.asking.main`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.asking", json.dumps({"verb": verb, **addresses, "sizes": sizes})],
+        stdout=subprocess.PIPE,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def _median(quantity: Quantity) -> str:
+    return str(Quantity((quantity.median,), quantity.unit))
