@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import struct
 import threading
 import time
 from contextlib import contextmanager
@@ -168,36 +169,41 @@ def test_a_server_that_stops_in_the_middle() -> None:
         assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", ""),
-        (b"\0garbage\r\n\r\n", "BadStatusLine"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "BadStatusLine"),
-        (
-            b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n[]",
-            "IncompleteRead(2 bytes read, 97 more expected)",
-        ),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "IncompleteRead"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", "IncompleteRead"),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]", "encoded as gzip"),
-        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", "100 headers"),
-        (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000, "LineTooLong"),
-        (b"HTTP/1.1 999999 OK\r\n\r\n", "BadStatusLine"),
-    ],
-    ids=[
-        "closes",
-        "garbage",
-        "ssh",
-        "truncated",
-        "chunk size",
-        "cut chunk",
-        "gzip",
-        "headers",
-        "line",
-        "status",
-    ],
-)
+OK = b"HTTP/1.1 200 OK\r\n"
+BROKEN = {
+    "closes": (b"", "the connection was closed"),
+    "garbage": (b"\0garbage\r\n\r\n", "is no HTTP"),
+    "ssh": (b"SSH-2.0-OpenSSH_9.6\r\n", "is no HTTP (Expected HTTP/"),
+    "half a status": (b"HTTP/1.1 20", "the connection was closed"),
+    "half a head": (OK + b"Content-Le", "the connection was closed"),
+    "truncated": (OK + b"Content-Length: 99\r\n\r\n[]", "was cut off 97 bytes before its end"),
+    "longer than it says": (OK + b"Content-Length: 2\r\n\r\n[]HTTP/1.1 garbage", "is no HTTP"),
+    "no length": (OK + b"Content-Length: two\r\n\r\n[]", "is no HTTP (Invalid character in Content-Length)"),
+    "negative": (OK + b"Content-Length: -2\r\n\r\n[]", "is no HTTP"),
+    "overflow": (
+        OK + b"Content-Length: 99999999999999999999\r\n\r\n[]",
+        "is no HTTP (Content-Length overflow)",
+    ),
+    "two lengths": (OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n[]", "is no HTTP"),
+    "length and chunks": (
+        OK + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n\r\n",
+        "is no HTTP",
+    ),
+    "chunk size": (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "is no HTTP"),
+    "cut chunk": (OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab", "the answer was cut off"),
+    "no last chunk": (OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n", "the answer was cut off"),
+    "gzip": (OK + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]", "encoded as gzip"),
+    "headers": (OK + b"A: b\r\n" * 50_000 + b"\r\n", "more than 65536 bytes"),
+    "line": (OK + b"A: " + b"b" * 70_000, "more than 65536 bytes"),
+    "header without a name": (OK + b": b\r\n\r\n", "is no HTTP"),
+    "folded header": (OK + b"A: b\r\n c\0\r\n\r\n", "is no HTTP"),
+    "status": (b"HTTP/1.1 999999 OK\r\n\r\n", "is no HTTP"),
+    "version": (b"HTTP/3.7 200 OK\r\nContent-Length: 2\r\n\r\n[]", "is no HTTP"),
+    "upgrade": (b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", ""),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), BROKEN.values(), ids=BROKEN)
 def test_an_answer_that_is_broken(content: bytes, reason: str) -> None:
     """Whatever a server sends instead of HTTP is ServerUnavailable, in one line that has the reason."""
     with endpoint(raw(content)) as http, pytest.raises(ServerUnavailable) as caught:
@@ -209,6 +215,65 @@ def test_an_answer_that_is_broken(content: bytes, reason: str) -> None:
     assert "look at the server's log" in message
     assert message.isprintable()
     assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        OK + b"Content-Length: 8\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n",
+        OK,
+        b"",
+    ],
+    ids=["body", "chunks", "head", "nothing"],
+)
+def test_a_connection_that_is_reset(content: bytes) -> None:
+    """A connection that is reset instead of closed, at any point of the answer, is ServerUnavailable, too."""
+
+    def reset(connection: socket.socket, _: str) -> None:
+        connection.sendall(content)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    with (
+        endpoint(reset) as http,
+        pytest.raises(ServerUnavailable, match=r"broke off GET /v2: .*(reset|closed|cut off)"),
+    ):
+        http.json("GET", "/v2")
+
+
+@pytest.mark.parametrize(
+    ("content", "body"),
+    [
+        (OK + b"Content-Length: 2\r\n\r\n[]", []),
+        (OK + b"content-length:2\r\nConnection: close\r\n\r\n{}", {}),
+        (OK + b"\r\n[1]", [1]),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n[]", []),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\n2;a=b\r\n7]\r\n0\r\nX: y\r\n\r\n", [7]),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 2\r\n\r\n[]", []),
+        (
+            b"HTTP/1.1 103 Early\r\nContent-Length: 9\r\nLink: x\r\n\r\n"
+            + OK
+            + b"Content-Length: 2\r\n\r\n[]",
+            [],
+        ),
+        (OK + b"A: b\r\n" * 200 + b"Content-Length: 2\r\n\r\n[]", []),
+    ],
+    ids=["length", "close", "until the end", "1.0", "chunked", "continue", "early", "many headers"],
+)
+@pytest.mark.parametrize("pause", [0.0, 0.001])
+def test_an_answer_in_any_form(content: bytes, body: Any, pause: float) -> None:
+    """Every form in which HTTP/1.1 sends a body is understood, in one piece and byte by byte."""
+
+    def send(connection: socket.socket, _: str) -> None:
+        for start in range(0, len(content), 1 if pause else len(content)):
+            connection.sendall(content[start : start + (1 if pause else len(content))])
+            time.sleep(pause)
+        connection.close()
+
+    with listener(send) as address:
+        http = HttpEndpoint(settings(address, TRITON_REQUEST_TIMEOUT="10"))
+        assert http.json("GET", "/v2") == body
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"\xff", b"nul", b"[" * 100_000, b'{"a":'])
@@ -542,21 +607,104 @@ def test_metadata_of_another_form(document: Any) -> None:
         metadata(http, "m")
 
 
-@pytest.mark.parametrize("part", ["head", "body"])
+@pytest.mark.parametrize("part", ["head", "header", "tensor", "text", "chunks", "data that nobody reads"])
 def test_a_server_that_trickles(part: str) -> None:
-    """A server that goes on sending, a byte at a time, is given up when the time for the whole request is over."""
+    """A server that goes on, a byte at a time, is given up when the time for the whole request is over."""
+    head = b'{"outputs": [{"name": "y", "datatype": "%s", "shape": [%d], "parameters": {"binary_data_size": 90000}}]}'
+    head %= (b"BYTES", 1) if part == "text" else (b"INT8", 90000)
+    start = {
+        "head": OK,
+        "header": OK + f"Content-Length: 100000\r\n{HEADER_LENGTH}: 90000\r\n\r\n".encode(),
+        "chunks": OK + b"Transfer-Encoding: chunked\r\n\r\n15f90\r\n",
+    }.get(
+        part,
+        OK + f"Content-Length: {len(head) + 90000}\r\n{HEADER_LENGTH}: {len(head)}\r\n\r\n".encode() + head,
+    )
 
     def trickle(connection: socket.socket, _: str) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\n")
-        if part == "body":
-            connection.sendall(b"Content-Length: 100000\r\n\r\n")
+        if part == "data that nobody reads":
+            for _turn in range(200):
+                connection.recv(1)
+                time.sleep(0.05)
+        connection.sendall(start)
         for _turn in range(200):
             connection.sendall(b"x")
             time.sleep(0.05)
 
+    size = 64 << 20 if part == "data that nobody reads" else 8
     with listener(trickle) as address:
-        http = HttpEndpoint(Settings.parse(f"triton://{address}", {}))
+        http = HttpEndpoint(settings(address, TRITON_REQUEST_TIMEOUT="0.5"))
         started = time.monotonic()
         with pytest.raises(ServerTimeout, match=r"did not answer within 0.5 s"):
-            http.request("GET", "/v2", timeout=0.5)
+            infer(http, "m", {"x": ("INT8", np.zeros(size, np.int8))})
         assert 0.4 < time.monotonic() - started < 2
+
+
+# --- kept connections ---
+
+
+class Keeper:
+    """A server that answers as many requests on a connection as it is told, and counts."""
+
+    def __init__(self, per_connection: int, *, last: bytes = b"") -> None:
+        self.per_connection, self.last = per_connection, last
+        self.requests = self.connections = 0
+
+    def __call__(self, connection: socket.socket, head: str) -> None:
+        """Play the server on one connection."""
+        self.connections += 1
+        for turn in range(self.per_connection + 1):
+            if turn:
+                head = connection.recv(65536).decode()
+                while head and "\r\n\r\n" not in head:
+                    head += connection.recv(65536).decode()
+            if not head:
+                break
+            self.requests += 1
+            if turn == self.per_connection:
+                connection.sendall(self.last)
+                break
+            connection.sendall(OK + b"Content-Length: 2\r\n\r\n[]")
+        connection.close()
+
+
+def test_a_connection_is_kept() -> None:
+    """Requests of one thread go over one connection, and what an error leaves of an answer does not reach the next one."""
+    server = Keeper(5)
+    with endpoint(server) as http:
+        for _ in range(5):
+            assert http.json("GET", "/v2") == []
+    assert (server.connections, server.requests) == (1, 5)
+
+
+@pytest.mark.parametrize("last", [b"", OK[:5]], ids=["nothing", "something"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_kept_connection_that_breaks(method: str, last: bytes) -> None:
+    """A request is sent again only if it may be executed twice and nothing of an answer had come."""
+    server = Keeper(1, last=last)
+    with endpoint(server) as http:
+        assert http.json("GET", "/v2") == []
+        if method == "GET" and not last:
+            assert http.json(method, "/v2") == []
+            assert (server.connections, server.requests) == (2, 3)
+        else:
+            with pytest.raises(ServerUnavailable, match=f"broke off {method} /v2"):
+                http.json(method, "/v2")
+            assert (server.connections, server.requests) == (1, 2)
+
+
+def test_data_that_nobody_asked_for() -> None:
+    """What a server sends after an answer is never taken for the answer to the next request."""
+    sent = threading.Event()
+
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(OK + b"Content-Length: 2\r\n\r\n[]")
+        time.sleep(0.05)
+        connection.sendall(OK + b"Content-Length: 7\r\n\r\n[1,2,3]")
+        sent.set()
+
+    with endpoint(behave) as http:
+        for _ in range(2):
+            assert http.json("GET", "/v2") == []
+            assert sent.wait(5)
+            sent.clear()

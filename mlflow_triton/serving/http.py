@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import ssl
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import urllib3.exceptions
 
 from mlflow_triton.errors import ServerTimeout, ServerUnavailable
+from mlflow_triton.serving.answer import BrokenAnswer
 from mlflow_triton.serving.connections import CONNECT_TIMEOUT, Connections
-from mlflow_triton.serving.deadline import deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from mlflow_triton.serving.connections import Answer
+    from mlflow_triton.serving.answer import Answer
     from mlflow_triton.settings import Settings
 
-__all__ = ["HttpEndpoint", "Response"]
+    T = TypeVar("T")
+
+__all__ = ["HttpEndpoint", "Response", "lines", "response", "segment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,46 +72,45 @@ class HttpEndpoint:
             "accept-encoding": "identity",
             **settings.headers.value,
         }
-        self._headers = _lines(headers)
+        self._headers = lines(headers)
         self._connections = Connections(self.url)
 
-    @contextmanager
     def exchange(  # noqa: PLR0913 - what a request is made of
         self,
         method: str,
         path: str,
+        read: Callable[[Answer], T],
         *,
         body: Sequence[memoryview | bytes] = (),
-        headers: Mapping[str, str] | None = None,
+        headers: str = "",
         timeout: float | None = None,
         repeatable: bool,
-    ) -> Iterator[Answer]:
-        """Send one request and yield its answer, to be read in the block.
+    ) -> T:
+        """Send one request, and have its answer read.
 
         Args:
             method: ``GET`` or ``POST``.
             path: Begins with a slash; already quoted.
-            body: The request's body in pieces, which are neither joined nor copied.
-            headers: In addition to the settings' headers.
+            read: Called with the answer.
+            body: The request's body in pieces, which are neither joined nor copied if they are large.
+            headers: In addition to the settings' headers: lines, each with its end.
             timeout: Seconds for all of it, also if the answer comes byte by byte; default: the setting.
             repeatable: Whether it may be sent again where a kept connection turns out to be broken.
+
+        Returns:
+            What `read` returns.
 
         Raises:
             ServerTimeout: No answer in time.
             ServerUnavailable: Nothing listens, the connection broke, or it does not speak HTTP.
         """
         seconds = timeout or self._timeout
-        size = sum(map(len, body))
-        length = f"content-length: {size}\r\n" if method == "POST" else ""
-        head = f"{method} {path} HTTP/1.1\r\n{self._headers}{_lines(headers or {})}{length}\r\n".encode(
-            "latin-1"
-        )
-        with (
-            self._mapped(method, path, seconds),
-            deadline(seconds),
-            self._connections.exchange(method, head, body, seconds, repeatable=repeatable) as answer,
-        ):
-            yield answer
+        length = f"content-length: {sum(map(len, body))}\r\n" if method == "POST" else ""
+        head = f"{method} {path} HTTP/1.1\r\n{self._headers}{headers}{length}\r\n".encode("latin-1")
+        try:
+            return self._connections.exchange((head, *body), read, seconds, repeatable=repeatable)
+        except (BrokenAnswer, urllib3.exceptions.HTTPError, OSError, MemoryError) as error:
+            raise self._explained(error, f"{method} {path}", seconds) from None
 
     def request(
         self,
@@ -124,10 +123,15 @@ class HttpEndpoint:
     ) -> Response:
         """Like `exchange`, and read the whole answer; only a ``GET`` is ever sent twice."""
         pieces = () if body is None else (body,)
-        with self.exchange(
-            method, path, body=pieces, headers=headers, timeout=timeout, repeatable=method == "GET"
-        ) as answer:
-            return Response(answer.status, answer.headers, answer.read())
+        return self.exchange(
+            method,
+            path,
+            response,
+            body=pieces,
+            headers=lines(headers or {}),
+            timeout=timeout,
+            repeatable=method == "GET",
+        )
 
     def json(self, method: str, path: str, body: object = None, *, timeout: float | None = None) -> Any:
         """Like `request`, for JSON both ways; ``None`` stands for an empty body.
@@ -152,44 +156,48 @@ class HttpEndpoint:
                 f"({response.body[:80]!r}): is it a Triton server?"
             ) from None
 
-    @contextmanager
-    def _mapped(self, method: str, path: str, seconds: float) -> Iterator[None]:
+    def _explained(self, error: Exception, request: str, seconds: float) -> ServerUnavailable:
+        """Say what an error of the operating system, urllib3 or `Answer` means."""
         what = f"Triton at {self._source}"
-        try:
-            yield
         # A refused connection is a kind of ConnectTimeoutError in urllib3.
-        except urllib3.exceptions.NewConnectionError as error:
+        if isinstance(error, urllib3.exceptions.NewConnectionError):
             reason = str(error).rpartition(": ")[2]
-            raise ServerUnavailable(
+            return ServerUnavailable(
                 f"{what} cannot be reached: {reason}. Start the server, or set TRITON_URL "
                 "(or the target URI triton://HOST:PORT) to where it listens."
-            ) from None
-        except urllib3.exceptions.ConnectTimeoutError:
+            )
+        if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
             limit = min(CONNECT_TIMEOUT, seconds)
-            raise ServerTimeout(
+            return ServerTimeout(
                 f"{what} could not be reached within {limit:g} s. Check the address and the network."
-            ) from None
-        except ssl.SSLError as error:
-            raise ServerUnavailable(
+            )
+        if isinstance(error, ssl.SSLError):
+            return ServerUnavailable(
                 f"{what}: TLS failed: {error}. Triton itself speaks plain HTTP; check https://."
-            ) from None
-        except TimeoutError:
-            raise ServerTimeout(
-                f"{what} accepted {method} {path} but did not answer within {seconds:g} s. "
+            )
+        if isinstance(error, TimeoutError):
+            return ServerTimeout(
+                f"{what} accepted {request} but did not answer within {seconds:g} s. "
                 "Look at the server's log; TRITON_REQUEST_TIMEOUT (for a load, -C load_timeout or TRITON_LOAD_TIMEOUT) sets this limit."
-            ) from None
-        except MemoryError:
-            raise ServerUnavailable(
-                f"{what} answered {method} {path} with more than the memory of this process has room for."
-            ) from None
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            raise ServerUnavailable(
-                f"{what} broke off {method} {path}: {repr(error)[:120]}. It may have crashed or may not speak HTTP there; "
-                "look at the server's log."
-            ) from None
+            )
+        if isinstance(error, MemoryError):
+            return ServerUnavailable(
+                f"{what} answered {request} with more than the memory of this process has room for."
+            )
+        reason = str(error) if isinstance(error, BrokenAnswer) else repr(error)
+        return ServerUnavailable(
+            f"{what} broke off {request}: {reason[:120]}. It may have crashed or may not speak HTTP there; "
+            "look at the server's log."
+        )
 
 
-def _lines(headers: Mapping[str, str]) -> str:
+def response(answer: Answer) -> Response:
+    """Read all of an answer."""
+    return Response(answer.status, answer.headers, answer.read())
+
+
+def lines(headers: Mapping[str, str]) -> str:
+    """Write headers, a line each."""
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 

@@ -16,14 +16,14 @@ from mlflow_triton.errors import (
     ServerRefused,
     ServerUnavailable,
 )
-from mlflow_triton.serving.http import Response, segment
+from mlflow_triton.serving.http import Response, response, segment
 from mlflow_triton.serving.shared_memory import LARGE, LARGE_OUTPUT, Regions, aligned
 from mlflow_triton.tensors.datatypes import from_wire, numpy_dtype, to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlflow_triton.serving.connections import Answer
+    from mlflow_triton.serving.answer import Answer
     from mlflow_triton.serving.http import HttpEndpoint
     from mlflow_triton.serving.shared_memory import Region
 
@@ -248,18 +248,20 @@ def infer(  # noqa: PLR0913 - what a request is made of
         ]
     header = json.dumps(document).encode()
     versions = "" if version is None else f"/versions/{version}"
+
+    def read(answer: Answer) -> dict[str, np.ndarray[Any, Any]] | Response:
+        return _outputs(answer, region, slots) if answer.status == 200 else response(answer)
+
     try:
-        with http.exchange(
+        found = http.exchange(
             "POST",
             f"/v2/models/{segment(name)}{versions}/infer",
+            read,
             body=[header, *payloads],
-            headers={HEADER_LENGTH: str(len(header)), "content-type": "application/octet-stream"},
+            headers=f"{HEADER_LENGTH}: {len(header)}\r\ncontent-type: application/octet-stream\r\n",
             # Two of them would write to the same memory.
             repeatable=shared is None and "sequence_id" not in (parameters or {}),
-        ) as answer:
-            if answer.status == 200:
-                return _outputs(answer, region, slots)
-            response = Response(answer.status, answer.headers, answer.read())
+        )
     except InvalidInput as error:
         raise InferenceFailed(
             f"{name!r} answered with a tensor that cannot be read. {error.message}"
@@ -269,16 +271,18 @@ def infer(  # noqa: PLR0913 - what a request is made of
             f"Triton at {http.url} sent a broken answer for {name!r} ({error}). Nothing was changed; "
             "look at the server's log."
         ) from None
+    if not isinstance(found, Response):
+        return found
     # A region that the server does not know is a 404 as well.
-    if response.status == 404 and not (shared and SHARED_MEMORY in response.error):
-        raise _missing(name, http, response.error)
-    raise InferenceFailed(f"{name!r} on Triton at {http.url} failed: {response.error}")
+    if found.status == 404 and not (shared and SHARED_MEMORY in found.error):
+        raise _missing(name, http, found.error)
+    raise InferenceFailed(f"{name!r} on Triton at {http.url} failed: {found.error}")
 
 
 def _outputs(answer: Answer, region: Region | None, slots: _Slots) -> dict[str, np.ndarray[Any, Any]]:
-    length = int(answer.headers.get(HEADER_LENGTH, -1 if answer.length is None else answer.length))
-    if length < 0 or (answer.length is not None and length > answer.length):
-        raise ValueError("its header has no length, or one beyond its body")
+    length = int(answer.headers.get(HEADER_LENGTH, answer.length))
+    if not 0 <= length <= answer.length:
+        raise ValueError("its header has a length beyond its body")
     document = json.loads(answer.read_exactly(length))
     result: dict[str, np.ndarray[Any, Any]] = {}
     total = length
@@ -290,7 +294,7 @@ def _outputs(answer: Answer, region: Region | None, slots: _Slots) -> dict[str, 
         size = 0 if shared else int(output["parameters"]["binary_data_size"])
         total += size
         wanted.append((name, output["datatype"], tuple(output["shape"]), size, shared))
-    if answer.length is not None and total != answer.length:
+    if total != answer.length:
         raise ValueError("its tensors are not as long as its body")
     for name, datatype, shape, size, shared in wanted:
         if shared and region is not None:
@@ -302,8 +306,6 @@ def _outputs(answer: Answer, region: Region | None, slots: _Slots) -> dict[str, 
             result[name] = array
         else:
             result[name] = _output(answer, datatype, shape, size)
-    if answer.read():
-        raise ValueError("its body is longer than it says")
     return result
 
 
