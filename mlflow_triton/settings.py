@@ -18,7 +18,7 @@ from mlflow_triton.errors import InvalidSetting
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["SETTINGS", "Setting", "SettingDefinition", "Settings"]
+__all__ = ["SETTINGS", "Setting", "SettingDefinition", "Settings", "header_problem"]
 
 T = TypeVar("T")
 
@@ -299,12 +299,21 @@ def _headers(setting: Setting[str | None]) -> Setting[Mapping[str, str]]:
             'such as {"Authorization": "Bearer TOKEN"}.'
         )
     for name, value in headers.items():
-        if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII) or not re.fullmatch(r"[\t -~]*", value):
-            raise InvalidSetting(
-                f"The header {name!r} from {setting.source} cannot be sent: a name is letters, digits and dashes, "
-                "and a value printable ASCII on one line."
-            )
+        if (problem := header_problem(name, value)) is not None:
+            raise InvalidSetting(f"From {setting.source}: {problem}.")
     return Setting(headers, setting.source)
+
+
+def header_problem(name: object, value: object) -> str | None:
+    """Say why a header cannot be sent, without its value, which may be a secret; ``None``: it can."""
+    if not isinstance(name, str) or not isinstance(value, str):
+        return f"the header {name!r} is not a text with a text"
+    if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII) or not re.fullmatch(r"[\t -~]*", value):
+        return (
+            f"the header {name!r} cannot be sent: a name is letters, digits and dashes, and a value printable ASCII "
+            "on one line"
+        )
+    return None
 
 
 assert tuple(_BY_NAME) == tuple(field.name for field in fields(Settings))  # noqa: S101 - a table that must match
