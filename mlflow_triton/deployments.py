@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
     from mlflow_triton.serving.inference import Inference
+    from mlflow_triton.serving.request import RequestOptions
     from mlflow_triton.tensors.decode import TritonPredictions
 
 __all__ = ["TritonDeploymentClient", "run_local", "target_help"]
@@ -272,23 +274,29 @@ class TritonDeploymentClient(BaseDeploymentClient):
         endpoint: str | None = None,
         *,
         allow_lossy: bool | None = None,
+        **request: Any,
     ) -> TritonPredictions:
         """Run inference.
 
         Args:
-            deployment_name: The deployment. Any other model that the server serves is reached the same way.
+            deployment_name: The deployment, or ``NAME/VERSION`` for one of several versions that it serves. Any other
+                model that the server serves is reached the same way.
             inputs: A dict from tensor name to array, nested lists or scalar; a DataFrame with a column per
                 tensor, or records, of any length; a request of the Open Inference Protocol, or of
                 MLflow's scoring server; an array, for a model with one input.
-            endpoint: Not supported.
+            endpoint: Instead of `deployment_name`, for code that was written for other targets.
             allow_lossy: Whether a cast to the model's datatype may drop digits: a fraction is cut off, an
                 integer becomes the nearest float. Default: the setting ``lossy_casts``, which is false
                 by default. A value that is out of range is refused in any case.
+            request: What else the request asks for: ``outputs``, ``classification``, ``version``, ``priority``,
+                ``timeout``, ``request_id``, ``sequence_id``, ``sequence_start``, ``sequence_end``, ``parameters``,
+                ``headers``, ``compression``; see `mlflow_triton.serving.request.RequestOptions`.
 
         Returns:
             ``response["outputs"][NAME]`` is a NumPy array.
 
         Raises:
+            InvalidParameter: There is no such thing to ask for.
             InvalidInput: The inputs do not fit the model.
             DeploymentNotFound: The server does not serve the model.
             InferenceFailed: The model failed.
@@ -297,14 +305,12 @@ class TritonDeploymentClient(BaseDeploymentClient):
         from mlflow_triton.predict import predict  # noqa: PLC0415 - pandas, which the other verbs do not need
         from mlflow_triton.serving.inference import Inference  # noqa: PLC0415 - same
 
-        _no_endpoint(endpoint)
-        if not isinstance(deployment_name, str) or not deployment_name:
-            raise InvalidParameter("Which deployment? Give its name (--name, deployment_name=).")
+        name, options = _target(deployment_name, endpoint, request)
         http, control = self._server()
         if self._inference is None:
             self._inference = Inference(http)
         lossy = self._settings.lossy_casts.value if allow_lossy is None else bool(allow_lossy)
-        return predict(self._inference, control, deployment_name, as_written(inputs), lossy=lossy)
+        return predict(self._inference, control, name, as_written(inputs), lossy=lossy, options=options)
 
     def explain(
         self,
@@ -403,6 +409,38 @@ def _done(options: DeploymentOptions, operation: str) -> DeploymentOptions:
             f"{operation} has no dry run (-C dry_run): create, update and delete have. Nothing was changed."
         )
     return options
+
+
+def _target(
+    deployment_name: str | None, endpoint: str | None, request: dict[str, Any]
+) -> tuple[str, RequestOptions]:
+    """Tell which model is meant, and what is asked of it."""
+    from mlflow_triton.serving.request import PLAIN, RequestOptions  # noqa: PLC0415 - as for _server
+
+    if deployment_name and endpoint and deployment_name != endpoint:
+        raise InvalidParameter(
+            f"Which one, the deployment {deployment_name!r} or the endpoint {endpoint!r}? Triton has no endpoints beside its "
+            "models: give one of the two. Nothing was sent."
+        )
+    target = deployment_name or endpoint
+    if not isinstance(target, str) or not target:
+        raise InvalidParameter("Which deployment? Give its name (--name, deployment_name=).")
+    name, slash, version = target.partition("/")
+    if slash:
+        if not re.fullmatch(r"[0-9]{1,18}", version) or request.get("version", int(version)) != int(
+            version
+        ):
+            raise InvalidParameter(
+                f"{target!r} is neither the name of a deployment nor NAME/VERSION with one number for a version. "
+                "Nothing was sent."
+            )
+        request = {**request, "version": int(version)}
+    known = [field.name for field in fields(RequestOptions)]
+    if unknown := [key for key in request if key not in known]:
+        raise InvalidParameter(
+            f"predict does not know {', '.join(map(repr, unknown))}. Nothing was sent. It knows allow_lossy, {', '.join(known)}."
+        )
+    return name, RequestOptions(**request) if request else PLAIN
 
 
 def _no_endpoint(endpoint: str | None) -> None:

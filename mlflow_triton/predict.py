@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_triton.errors import InferenceFailed, InvalidInput
+from mlflow_triton.errors import DeploymentNotFound, InferenceFailed, InvalidInput
 from mlflow_triton.serving.inference import Inference, metadata
+from mlflow_triton.serving.request import PLAIN
 from mlflow_triton.tensors.arrays import to_array
 from mlflow_triton.tensors.casting import cast, fit_shape
+from mlflow_triton.tensors.declared import listed
 from mlflow_triton.tensors.decode import TritonPredictions, decode
 from mlflow_triton.tensors.forms import name_values
 
@@ -17,14 +19,21 @@ if TYPE_CHECKING:
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
     from mlflow_triton.serving.inference import ModelMetadata
+    from mlflow_triton.serving.request import RequestOptions
 
     Tensors = dict[str, tuple[str, np.ndarray[Any, Any]]]
 
 __all__ = ["example_input", "predict", "prepare"]
 
 
-def predict(
-    server: Inference, control: Control, name: str, inputs: Any, *, lossy: bool = False
+def predict(  # noqa: PLR0913 - what a request is made of
+    server: Inference,
+    control: Control,
+    name: str,
+    inputs: Any,
+    *,
+    lossy: bool = False,
+    options: RequestOptions = PLAIN,
 ) -> TritonPredictions:
     """Send `inputs` to a model and return its outputs.
 
@@ -37,6 +46,7 @@ def predict(
         name: The deployment.
         inputs: See `mlflow_triton.tensors.forms.name_values`.
         lossy: Casts may drop digits; see `mlflow_triton.tensors.casting`.
+        options: What the request asks for beside its tensors.
 
     Raises:
         InvalidInput: The inputs do not fit the model; nothing was sent.
@@ -44,27 +54,50 @@ def predict(
         InferenceFailed: The model failed.
         ServerUnavailable: No usable answer.
     """
-    known = server.known(name)
+    version = options.version
     try:
-        return _predict(server, control, name, inputs, lossy=lossy)
-    except (InvalidInput, InferenceFailed):
-        if known is None or server.renewed(name) == known:
+        known = server.known(name, version)
+        try:
+            return _predict(server, control, name, inputs, lossy=lossy, options=options)
+        except (InvalidInput, InferenceFailed):
+            if known is None or server.renewed(name, version) == known:
+                raise
+        # It was the fault of what was known: the model has been replaced.
+        return _predict(server, control, name, inputs, lossy=lossy, options=options)
+    except DeploymentNotFound as error:
+        if version is None:
             raise
-    # It was the fault of what was known: the model has been replaced.
-    return _predict(server, control, name, inputs, lossy=lossy)
+        raise _no_version(control, name, version, error) from None
 
 
-def _predict(
-    server: Inference, control: Control, name: str, inputs: Any, *, lossy: bool
+def _no_version(control: Control, name: str, version: int, error: DeploymentNotFound) -> DeploymentNotFound:
+    """Name the versions that the server serves."""
+    served = sorted(
+        int(entry.version)
+        for entry in control.index()
+        if entry.name == name and entry.state == "READY" and entry.version is not None
+    )
+    if not served:
+        return error
+    return DeploymentNotFound(
+        f"Triton serves no version {version} of {name!r}, but {', '.join(map(str, served))}. Ask for one of those, or "
+        "for none, which is the highest."
+    )
+
+
+def _predict(  # noqa: PLR0913 - what a request is made of
+    server: Inference, control: Control, name: str, inputs: Any, *, lossy: bool, options: RequestOptions
 ) -> TritonPredictions:
-    model, tensors, rows = _encoded(server, control, name, inputs, lossy=lossy)
+    model, tensors, rows = _encoded(server, control, name, inputs, lossy=lossy, version=options.version)
+    if options.outputs is not None:
+        require_outputs(options.outputs, model)
     batch = _batch(tensors) if rows else 1
     limit = _limit(control, name) if batch > 1 else 0
     if 0 < limit < batch:
-        outputs = _in_parts(server, name, tensors, batch, limit)
+        outputs = _in_parts(server, name, tensors, batch, limit, options)
     else:
         try:
-            outputs = server.infer(name, tensors)
+            outputs = server.infer(name, tensors, options)
         except InferenceFailed:
             _require_batch(control, name, tensors)
             raise
@@ -83,10 +116,29 @@ def prepare(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> tup
     return model, tensors
 
 
-def _encoded(
-    server: Inference, control: Control, name: str, inputs: Any, *, lossy: bool
+def require_outputs(wanted: tuple[str, ...], model: ModelMetadata) -> None:
+    """Refuse names that are none of the model's outputs.
+
+    Raises:
+        InvalidInput: There is one.
+    """
+    known = [tensor.name for tensor in model.outputs]
+    if unknown := [name for name in wanted if name not in known]:
+        raise InvalidInput(
+            f"Nothing was sent to {model.name!r}. It has no output {listed(unknown)}; it has {listed(known)}."
+        )
+
+
+def _encoded(  # noqa: PLR0913 - what a request is made of
+    server: Inference,
+    control: Control,
+    name: str,
+    inputs: Any,
+    *,
+    lossy: bool,
+    version: int | None = None,
 ) -> tuple[ModelMetadata, Tensors, bool]:
-    model = server.metadata(name)
+    model = server.metadata(name, version)
     declared = {tensor.name: tensor for tensor in model.inputs}
     try:
         named = name_values(inputs, declared)
@@ -125,14 +177,14 @@ def _require_batch(control: Control, name: str, tensors: Tensors) -> None:
         ) from None
 
 
-def _in_parts(
-    server: Inference, name: str, tensors: Tensors, batch: int, limit: int
+def _in_parts(  # noqa: PLR0913, PLR0917 - what a request is made of
+    server: Inference, name: str, tensors: Tensors, batch: int, limit: int, options: RequestOptions
 ) -> dict[str, np.ndarray[Any, Any]]:
     parts = []
     for start in range(0, batch, limit):
         stop = min(start + limit, batch)
         part = server.infer(
-            name, {tensor: (kind, array[start:stop]) for tensor, (kind, array) in tensors.items()}
+            name, {tensor: (kind, array[start:stop]) for tensor, (kind, array) in tensors.items()}, options
         )
         for tensor, array in part.items():
             if array.shape[:1] != (stop - start,):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_triton.errors import SmokeTestFailed, TritonPluginError
 from mlflow_triton.predict import example_input, prepare
 from mlflow_triton.serving.inference import infer
+from mlflow_triton.serving.request import RequestOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,8 +49,8 @@ def smoke_test(control: Control, name: str, *, version: int, example: Example | 
         value = example.value if example is not None else example_input(control.http, name)
         _, tensors = prepare(control.http, control, name, value)
         sent = f"Sent: {_shown(tensors)}."
-        parameters = _sequence(control.config(name) or {})
-        outputs = infer(control.http, name, tensors, version=version, parameters=parameters)
+        options = _options(control.config(name) or {}, version)
+        outputs = infer(control.http, name, tensors, options=options)
     except TritonPluginError as error:
         raise SmokeTestFailed(
             f"The smoke test of {name!r} with {what} failed: {error.message} {sent} Correct the model or log it with "
@@ -65,11 +66,13 @@ def smoke_test(control: Control, name: str, *, version: int, example: Example | 
     )
 
 
-def _sequence(config: Mapping[str, Any]) -> dict[str, object]:
+def _options(config: Mapping[str, Any], version: int) -> RequestOptions:
     """Make the request a sequence of its own, for a model that takes nothing else."""
     if "sequence_batching" not in config:
-        return {}
-    return {"sequence_id": uuid.uuid4().int >> 66, "sequence_start": True, "sequence_end": True}
+        return RequestOptions(version=version)
+    return RequestOptions(
+        version=version, sequence_id=uuid.uuid4().int >> 66, sequence_start=True, sequence_end=True
+    )
 
 
 def _shown(tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]]) -> str:

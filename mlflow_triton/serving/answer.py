@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -59,11 +60,12 @@ class Answer:
     Args:
         wire: Where it comes from.
         until: A time of time.monotonic, at which it must have come.
+        encoding: That the body may have beside none: ``gzip`` or ``deflate``.
 
     Attributes:
         status: The status code.
         headers: By name in lower case.
-        length: Bytes of the body.
+        length: Bytes of the body, decoded.
         is_last: Whether the connection ends with it.
         rest: Bytes of the body that are not read yet.
 
@@ -74,15 +76,15 @@ class Answer:
         OSError: TLS failed.
     """
 
-    def __init__(self, wire: Wire, until: float) -> None:
+    def __init__(self, wire: Wire, until: float, encoding: str | None = None) -> None:
         self._wire, self._until = wire, until
         message = _Message()
         try:
             self._receive_head(message)
             self.status, self.headers, self.is_last = message.status, message.headers, message.is_last
-            encoding = self.headers.get("content-encoding", "identity")
-            if encoding != "identity":
-                raise BrokenAnswer(f"the answer is encoded as {encoding[:20]}, which was not asked for")
+            encoded = self.headers.get("content-encoding", "identity")
+            if encoded not in ("identity", encoding):
+                raise BrokenAnswer(f"the answer is encoded as {encoded[:20]}, which was not asked for")
             # llhttp has looked at these two headers: there is one at most, and the length is a number.
             if not message.complete and (
                 "transfer-encoding" in self.headers or "content-length" not in self.headers
@@ -97,6 +99,9 @@ class Answer:
         self._early = memoryview(b"".join(message.pieces))
         early = len(self._early)
         self.length = self.rest = early if message.complete else int(self.headers["content-length"])
+        if encoded != "identity":
+            self._early = memoryview(_decoded(self.read()))
+            self.length = self.rest = len(self._early)
 
     def _receive_head(self, message: _Message) -> None:
         received = 0
@@ -164,3 +169,14 @@ class Answer:
                 raise BrokenAnswer(f"the answer was cut off {self.rest - done} bytes before its end")
             done += count
         self.rest -= done
+
+
+def _decoded(data: bytes) -> bytes:
+    decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)  # of gzip or of zlib, as the data say
+    try:
+        content = decoder.decompress(data)
+    except zlib.error as error:
+        raise BrokenAnswer(f"the answer's compressed body cannot be read ({error})") from None
+    if not decoder.eof or decoder.unused_data:
+        raise BrokenAnswer("the answer's compressed body does not end where it should")
+    return content

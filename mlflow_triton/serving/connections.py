@@ -44,6 +44,7 @@ class Connections:
         timeout: float,
         *,
         repeatable: bool,
+        encoding: str | None = None,
     ) -> T:
         """Send one request, and have its answer read.
 
@@ -55,6 +56,7 @@ class Connections:
             read: Called with the answer.
             timeout: Seconds for all of it.
             repeatable: Whether the request may be executed twice.
+            encoding: See `Answer`.
 
         Returns:
             What `read` returns.
@@ -66,21 +68,26 @@ class Connections:
         kept = self._kept()
         if kept is not None:
             try:
-                return self._through(kept, pieces, read, until)
+                return self._through(kept, pieces, read, until, encoding)
             except NothingAnswered:
                 if not repeatable:
                     raise
-        return self._through(Wire(self._url, min(timeout, CONNECT_TIMEOUT)), pieces, read, until)
+        return self._through(Wire(self._url, min(timeout, CONNECT_TIMEOUT)), pieces, read, until, encoding)
 
     def _through(
-        self, wire: Wire, pieces: Sequence[memoryview | bytes], read: Callable[[Answer], T], until: float
+        self,
+        wire: Wire,
+        pieces: Sequence[memoryview | bytes],
+        read: Callable[[Answer], T],
+        until: float,
+        encoding: str | None,
     ) -> T:
         reusable = False
         try:
             # A server that refuses a request need not read all of it.
             with contextlib.suppress(ConnectionError):
                 wire.send(pieces, until)
-            answer = Answer(wire, until)
+            answer = Answer(wire, until, encoding)
             result = read(answer)
             reusable = not answer.rest and not answer.is_last and len(self._idle) < KEPT
             return result

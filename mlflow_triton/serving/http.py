@@ -67,12 +67,12 @@ class HttpEndpoint:
         self._source = settings.http_url
         self._timeout = settings.request_timeout.value
         # Without "identity", Triton compresses every answer: 62 instead of 8 ms for 1 MB.
-        headers = {
+        self._own = {
             "host": self.url.partition("://")[2],
             "accept-encoding": "identity",
             **settings.headers.value,
         }
-        self._headers = lines(headers)
+        self._headers = lines(self._own)
         self._connections = Connections(self.url)
 
     def exchange(  # noqa: PLR0913 - what a request is made of
@@ -83,6 +83,8 @@ class HttpEndpoint:
         *,
         body: Sequence[memoryview | bytes] = (),
         headers: str = "",
+        instead: Mapping[str, str] | None = None,
+        encoding: str | None = None,
         timeout: float | None = None,
         repeatable: bool,
     ) -> T:
@@ -94,6 +96,8 @@ class HttpEndpoint:
             read: Called with the answer.
             body: The request's body in pieces, which are neither joined nor copied if they are large.
             headers: In addition to the settings' headers: lines, each with its end.
+            instead: Headers that take the place of the settings' of the same names.
+            encoding: Of the answer, beside none: ``gzip`` or ``deflate``.
             timeout: Seconds for all of it, also if the answer comes byte by byte; default: the setting.
             repeatable: Whether it may be sent again where a kept connection turns out to be broken.
 
@@ -106,9 +110,12 @@ class HttpEndpoint:
         """
         seconds = timeout or self._timeout
         length = f"content-length: {sum(map(len, body))}\r\n" if method == "POST" else ""
-        head = f"{method} {path} HTTP/1.1\r\n{self._headers}{headers}{length}\r\n".encode("latin-1")
+        usual = self._headers if not instead else lines(self._replaced(instead))
+        head = f"{method} {path} HTTP/1.1\r\n{usual}{headers}{length}\r\n".encode("latin-1")
         try:
-            return self._connections.exchange((head, *body), read, seconds, repeatable=repeatable)
+            return self._connections.exchange(
+                (head, *body), read, seconds, repeatable=repeatable, encoding=encoding
+            )
         except (BrokenAnswer, urllib3.exceptions.HTTPError, OSError, MemoryError) as error:
             raise self._explained(error, f"{method} {path}", seconds) from None
 
@@ -155,6 +162,10 @@ class HttpEndpoint:
                 f"{self._source} answered {method} {path} with something that is not JSON "
                 f"({response.body[:80]!r}): is it a Triton server?"
             ) from None
+
+    def _replaced(self, instead: Mapping[str, str]) -> dict[str, str]:
+        names = {name.lower() for name in instead}
+        return {name: value for name, value in self._own.items() if name.lower() not in names} | dict(instead)
 
     def _explained(self, error: Exception, request: str, seconds: float) -> ServerUnavailable:
         """Say what an error of the operating system, urllib3 or `Answer` means."""

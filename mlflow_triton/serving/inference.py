@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,6 +17,7 @@ from mlflow_triton.errors import (
     ServerUnavailable,
 )
 from mlflow_triton.serving.http import Response, response, segment
+from mlflow_triton.serving.request import PLAIN, compressed
 from mlflow_triton.serving.shared_memory import LARGE, LARGE_OUTPUT, Regions, aligned
 from mlflow_triton.tensors.datatypes import from_wire, numpy_dtype, to_wire
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton.serving.answer import Answer
     from mlflow_triton.serving.http import HttpEndpoint
+    from mlflow_triton.serving.request import RequestOptions
     from mlflow_triton.serving.shared_memory import Region
 
 __all__ = ["Inference", "ModelMetadata", "TensorMetadata", "infer", "metadata"]
@@ -83,14 +85,14 @@ def _missing(name: str, http: HttpEndpoint, reason: str) -> DeploymentNotFound:
     )
 
 
-def metadata(http: HttpEndpoint, name: str) -> ModelMetadata:
-    """Ask for a model's inputs and outputs.
+def metadata(http: HttpEndpoint, name: str, version: int | None = None) -> ModelMetadata:
+    """Ask for the inputs and outputs of a model, or of a version of it.
 
     Raises:
         DeploymentNotFound: The server does not serve it.
         ServerUnavailable: No usable answer.
     """
-    path = f"/v2/models/{segment(name)}"
+    path = _path(name, version)
     answer = http.json("GET", path)
     if isinstance(answer, Response):
         if answer.status in (400, 404):
@@ -102,6 +104,10 @@ def metadata(http: HttpEndpoint, name: str) -> ModelMetadata:
         raise ServerUnavailable(
             f"Triton at {http.url} answered {path} in a form that Triton never uses."
         ) from None
+
+
+def _path(name: str, version: int | None) -> str:
+    return f"/v2/models/{segment(name)}" + ("" if version is None else f"/versions/{version}")
 
 
 def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorMetadata, ...]:
@@ -127,77 +133,86 @@ class Inference:
 
     def __init__(self, http: HttpEndpoint) -> None:
         self._http = http
-        self._models: dict[str, ModelMetadata] = {}
-        self._answers: dict[str, _LastAnswer] = {}
+        self._models: dict[tuple[str, int | None], ModelMetadata] = {}
+        self._answers: dict[tuple[str, int | None], _LastAnswer] = {}
         self._regions = Regions(http)
 
-    def known(self, name: str) -> ModelMetadata | None:
+    def known(self, name: str, version: int | None = None) -> ModelMetadata | None:
         """Return what `metadata` would return without asking; ``None``: it would ask."""
-        return self._models.get(name)
+        return self._models.get((name, version))
 
-    def metadata(self, name: str) -> ModelMetadata:
+    def metadata(self, name: str, version: int | None = None) -> ModelMetadata:
         """Return what is known of a model, and ask for it if that is nothing. Raises as `metadata`."""
-        return self._models.get(name) or self.renewed(name)
+        return self._models.get((name, version)) or self.renewed(name, version)
 
-    def renewed(self, name: str) -> ModelMetadata:
+    def renewed(self, name: str, version: int | None = None) -> ModelMetadata:
         """Ask for a model's inputs and outputs again. Raises as `metadata`."""
-        self._models.pop(name, None)
-        found = self._models[name] = metadata(self._http, name)
+        self._models.pop((name, version), None)
+        found = self._models[name, version] = metadata(self._http, name, version)
         return found
 
-    def infer(self, name: str, inputs: Tensors) -> dict[str, np.ndarray[Any, Any]]:
+    def infer(
+        self, name: str, inputs: Tensors, options: RequestOptions = PLAIN
+    ) -> dict[str, np.ndarray[Any, Any]]:
         """Execute one inference request; large tensors go through shared memory where the server shares it.
 
         Args, returns and raises as `infer`.
         """
+        if options.classification is not None and options.outputs is None:
+            named = tuple(tensor.name for tensor in self.metadata(name, options.version).outputs)
+            options = replace(options, outputs=named)
         shapes = {tensor: (datatype, array.shape) for tensor, (datatype, array) in inputs.items()}
-        last = self._answers.get(name)
+        key = name, options.version
+        last = self._answers.get(key) if options.outputs is None else None
         expected = last.sizes if last is not None and last.shapes == shapes else {}
         sent = {t: a.nbytes for t, (_, a) in inputs.items() if a.dtype != np.object_ and a.nbytes >= LARGE}
         slots = _Slots(sent, expected)
         region = self._regions.take(slots.size) if slots.size else None
-        outputs = None if region is None else self._shared(name, inputs, region, slots)
+        outputs = None if region is None else self._shared(name, inputs, options, region, slots)
         if outputs is None:
-            outputs = infer(self._http, name, inputs)
+            outputs = infer(self._http, name, inputs, options=options)
+        if options.outputs is not None:
+            return outputs
         sizes = {
             t: 0 if a.dtype == np.object_ or a.nbytes < LARGE_OUTPUT else a.nbytes for t, a in outputs.items()
         }
         if any(sizes.values()):
-            self._answers[name] = _LastAnswer(shapes, sizes)
+            self._answers[key] = _LastAnswer(shapes, sizes)
         elif last is not None:
-            self._answers.pop(name, None)
+            self._answers.pop(key, None)
         return outputs
 
     def _shared(
-        self, name: str, inputs: Tensors, region: Region, slots: _Slots
+        self, name: str, inputs: Tensors, options: RequestOptions, region: Region, slots: _Slots
     ) -> dict[str, np.ndarray[Any, Any]] | None:
         """Return what a request through shared memory answers; ``None``: the memory did not do, send it without."""
         for tensor, (start, size) in slots.inputs.items():
             array = inputs[tensor][1]
             np.copyto(region.memory[start : start + size].view(array.dtype).reshape(array.shape), array)
         try:
-            outputs = infer(self._http, name, inputs, shared=(region, slots))
+            outputs = infer(self._http, name, inputs, options=options, shared=(region, slots))
         except InferenceFailed as error:
             if SHARED_MEMORY not in error.message:
                 self._regions.put(region)
                 raise
-            self._answers.pop(name, None)
+            self._answers.pop((name, options.version), None)
             self._regions.refused(region)
             return None
         self._regions.put(region)
         # Outputs had to be named, and a model that was replaced meanwhile may have others.
-        if slots.outputs and {tensor.name for tensor in self.renewed(name).outputs} != set(outputs):
+        if slots.outputs and {tensor.name for tensor in self.renewed(name, options.version).outputs} != set(
+            outputs
+        ):
             return None
         return outputs
 
 
-def infer(  # noqa: PLR0913 - what a request is made of
+def infer(
     http: HttpEndpoint,
     name: str,
     inputs: Tensors,
     *,
-    version: int | None = None,
-    parameters: Mapping[str, object] | None = None,
+    options: RequestOptions = PLAIN,
     shared: tuple[Region, _Slots] | None = None,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Execute one inference request.
@@ -207,8 +222,7 @@ def infer(  # noqa: PLR0913 - what a request is made of
         name: The model.
         inputs: Tensor name to datatype and array, the array already of that datatype
             (little-endian; ``bytes`` objects for BYTES).
-        version: The version that is to answer; default: the highest one that is ready.
-        parameters: Of the request, such as those of a sequence.
+        options: What the request asks for beside that; for a classification, with the outputs' names.
         shared: Memory that the server shares, and which tensors are where in it.
 
     Returns:
@@ -220,34 +234,14 @@ def infer(  # noqa: PLR0913 - what a request is made of
         ServerUnavailable: No usable answer.
     """
     region, slots = shared or (None, _Slots({}, {}))
-
-    def place(slot: tuple[int, int]) -> dict[str, object]:
-        start, size = slot
-        return {
-            "shared_memory_region": region.name if region else "",
-            "shared_memory_offset": start,
-            "shared_memory_byte_size": size,
-        }
-
-    payloads, described = [], []
-    for tensor, (datatype, array) in inputs.items():
-        if tensor in slots.inputs:
-            where = place(slots.inputs[tensor])
-        else:
-            payloads.append(to_wire(array))
-            where = {"binary_data_size": len(payloads[-1])}
-        described.append({"name": tensor, "shape": array.shape, "datatype": datatype, "parameters": where})
-    document: dict[str, object] = {
-        "inputs": described,
-        "parameters": {**(parameters or {}), "binary_data_output": True},
-    }
-    if slots.outputs:
-        document["outputs"] = [
-            {"name": tensor, "parameters": place(slot) if slot[1] else {"binary_data": True}}
-            for tensor, slot in slots.outputs.items()
-        ]
-    header = json.dumps(document).encode()
-    versions = "" if version is None else f"/versions/{version}"
+    header, payloads = _written(inputs, options, region, slots)
+    body: list[memoryview | bytes] = [header, *payloads]
+    headers = f"{HEADER_LENGTH}: {len(header)}\r\ncontent-type: application/octet-stream\r\n"
+    instead = options.headers
+    if options.compression is not None:
+        body = [compressed(body, options.compression)]
+        headers += f"content-encoding: {options.compression}\r\n"
+        instead = {**instead, "accept-encoding": options.compression}
 
     def read(answer: Answer) -> dict[str, np.ndarray[Any, Any]] | Response:
         return _outputs(answer, region, slots) if answer.status == 200 else response(answer)
@@ -255,12 +249,15 @@ def infer(  # noqa: PLR0913 - what a request is made of
     try:
         found = http.exchange(
             "POST",
-            f"/v2/models/{segment(name)}{versions}/infer",
+            f"{_path(name, options.version)}/infer",
             read,
-            body=[header, *payloads],
-            headers=f"{HEADER_LENGTH}: {len(header)}\r\ncontent-type: application/octet-stream\r\n",
+            body=body,
+            headers=headers,
+            instead=instead,
+            encoding=options.compression,
+            timeout=options.patience,
             # Two of them would write to the same memory.
-            repeatable=shared is None and "sequence_id" not in (parameters or {}),
+            repeatable=shared is None and options.sequence_id is None,
         )
     except InvalidInput as error:
         raise InferenceFailed(
@@ -277,6 +274,47 @@ def infer(  # noqa: PLR0913 - what a request is made of
     if found.status == 404 and not (shared and SHARED_MEMORY in found.error):
         raise _missing(name, http, found.error)
     raise InferenceFailed(f"{name!r} on Triton at {http.url} failed: {found.error}")
+
+
+def _written(
+    inputs: Tensors, options: RequestOptions, region: Region | None, slots: _Slots
+) -> tuple[bytes, list[memoryview | bytes]]:
+    """Return a request's JSON, and the tensors that follow it."""
+
+    def place(slot: tuple[int, int]) -> dict[str, object]:
+        start, size = slot
+        return {
+            "shared_memory_region": region.name if region else "",
+            "shared_memory_offset": start,
+            "shared_memory_byte_size": size,
+        }
+
+    payloads: list[memoryview | bytes] = []
+    described = []
+    for tensor, (datatype, array) in inputs.items():
+        if tensor in slots.inputs:
+            where = place(slots.inputs[tensor])
+        else:
+            payloads.append(to_wire(array))
+            where = {"binary_data_size": len(payloads[-1])}
+        described.append({"name": tensor, "shape": array.shape, "datatype": datatype, "parameters": where})
+    document: dict[str, object] = {
+        "inputs": described,
+        "parameters": {**options.wire_parameters(), "binary_data_output": True},
+    }
+    if options.request_id is not None:
+        document["id"] = options.request_id
+    if options.outputs is not None:
+        kind = {} if options.classification is None else {"classification": options.classification}
+        document["outputs"] = [
+            {"name": tensor, "parameters": {**kind, "binary_data": True}} for tensor in options.outputs
+        ]
+    elif slots.outputs:
+        document["outputs"] = [
+            {"name": tensor, "parameters": place(slot) if slot[1] else {"binary_data": True}}
+            for tensor, slot in slots.outputs.items()
+        ]
+    return json.dumps(document).encode(), payloads
 
 
 def _outputs(answer: Answer, region: Region | None, slots: _Slots) -> dict[str, np.ndarray[Any, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -13,7 +14,7 @@ from mlflow_triton.settings import header_problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["PLAIN", "ParameterValue", "RequestOptions"]
+__all__ = ["PLAIN", "ParameterValue", "RequestOptions", "compressed"]
 
 ParameterValue: TypeAlias = bool | int | float | str
 
@@ -41,6 +42,8 @@ RESERVED_HEADERS = (
 LONGEST_SEQUENCE_ID = 128
 #: Seconds: Triton's parameter counts microseconds in 64 bits, and Python's sockets no more than this.
 LONGEST_TIMEOUT = 10.0**8
+#: Seconds that a client waits beyond the request's timeout, so that the server's own word for it is heard.
+GRACE = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,8 @@ class RequestOptions:
             ``VALUE:INDEX`` or ``VALUE:INDEX:LABEL``.
         priority: 1 is the highest; ``None``: the model's default. The model's configuration has the levels.
         timeout: Seconds. Triton drops the request if it has waited for longer in a queue whose policy allows a
-            request to say so (``allow_timeout_override``), and this client waits no longer for the answer.
+            request to say so (``default_timeout_microseconds`` and ``allow_timeout_override``). This client waits for
+            one second longer, whatever the setting ``request_timeout`` says.
         request_id: An id that the server's log and answer have.
         sequence_id: The sequence that the request belongs to: a positive integer, or a text.
         sequence_start: It is the first of its sequence.
@@ -93,6 +97,11 @@ class RequestOptions:
     def timeout_us(self) -> int | None:
         """The timeout in microseconds, which Triton counts in."""
         return None if self.timeout is None else max(1, math.ceil(self.timeout * 1e6))
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds to wait for the answer; ``None``: as the settings say."""
+        return None if self.timeout is None else self.timeout + GRACE
 
     def wire_parameters(self) -> dict[str, ParameterValue]:
         """Return the parameters of the request, as the Open Inference Protocol and Triton's extensions name them."""
@@ -206,3 +215,9 @@ def _shown(value: object) -> str:
 
 #: A request that asks for nothing in particular.
 PLAIN = RequestOptions()
+
+
+def compressed(pieces: Sequence[memoryview | bytes], encoding: str) -> bytes:
+    """Compress a request's body as ``gzip`` or ``deflate``, fast rather than small."""
+    packer = zlib.compressobj(1, wbits=zlib.MAX_WBITS | (16 if encoding == "gzip" else 0))
+    return b"".join([*map(packer.compress, pieces), packer.flush()])
