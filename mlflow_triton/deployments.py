@@ -427,9 +427,7 @@ def _target(
         raise InvalidParameter("Which deployment? Give its name (--name, deployment_name=).")
     name, slash, version = target.partition("/")
     if slash:
-        if not re.fullmatch(r"[0-9]{1,18}", version) or request.get("version", int(version)) != int(
-            version
-        ):
+        if not re.fullmatch(r"[0-9]{1,18}", version) or request.get("version", int(version)) != int(version):
             raise InvalidParameter(
                 f"{target!r} is neither the name of a deployment nor NAME/VERSION with one number for a version. "
                 "Nothing was sent."

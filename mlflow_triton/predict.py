@@ -16,6 +16,8 @@ from mlflow_triton.tensors.decode import TritonPredictions, decode
 from mlflow_triton.tensors.forms import name_values
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
     from mlflow_triton.serving.inference import ModelMetadata
@@ -116,7 +118,7 @@ def prepare(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> tup
     return model, tensors
 
 
-def require_outputs(wanted: tuple[str, ...], model: ModelMetadata) -> None:
+def require_outputs(wanted: Sequence[str], model: ModelMetadata) -> None:
     """Refuse names that are none of the model's outputs.
 
     Raises:

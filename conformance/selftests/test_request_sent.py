@@ -1,0 +1,214 @@
+"""What is asked of a request reaches the model and the server, and its answer comes back as asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from mlflow.deployments import get_deploy_client
+
+from mlflow_triton.embedded import EmbeddedTriton
+from mlflow_triton.errors import (
+    DeploymentNotFound,
+    InferenceFailed,
+    InvalidInput,
+    InvalidParameter,
+    ServerTimeout,
+    TritonPluginError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TELLS = """\
+import json, time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            time.sleep(max(0.0, -float(x.flat[0])))
+            seen = {
+                "parameters": json.loads(request.parameters()),
+                "id": request.request_id(),
+                "sequence": request.correlation_id() if isinstance(request.correlation_id(), int) else None,
+                "flags": request.flags(),
+                "outputs": sorted(request.requested_output_names()),
+            }
+            tensors = [pb_utils.Tensor("y", x * 2), pb_utils.Tensor("seen", np.array([[json.dumps(seen)]], np.object_))]
+            answers.append(pb_utils.InferenceResponse([t for t in tensors if t.name() in request.requested_output_names()]))
+        return answers
+"""
+CONFIG = """\
+backend: "python"
+max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: [-1] }
+output { name: "y" data_type: TYPE_FP32 dims: [-1] label_filename: "labels.txt" }
+output { name: "seen" data_type: TYPE_STRING dims: [1] }
+version_policy { all {} }
+"""
+QUEUE = """\
+dynamic_batching {
+  priority_levels: 2
+  default_priority_level: 2
+  default_queue_policy { default_timeout_microseconds: 60000000 allow_timeout_override: true }
+}
+"""
+SEQUENCES = "sequence_batching { max_sequence_idle_microseconds: 60000000 }"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A client of a server with models that answer what they see of a request."""
+    repository = tmp_path_factory.mktemp("requests") / "models"
+    for name, extra, versions in (("tells", QUEUE, (1, 3)), ("sequence", SEQUENCES, (1,))):
+        for version in versions:
+            (repository / name / str(version)).mkdir(parents=True)
+            (repository / name / str(version) / "model.py").write_text(TELLS, encoding="utf-8")
+        (repository / name / "config.pbtxt").write_text(CONFIG + extra, encoding="utf-8")
+        (repository / name / "labels.txt").write_text("cat\ndog\nfox\n", encoding="utf-8")
+    arguments = ["--load-model=*", "--http-header-forward-pattern=x-.*"]
+    with EmbeddedTriton(repository, arguments=arguments) as server:
+        yield get_deploy_client("triton://" + server.http_url.partition("://")[2])
+
+
+X = {"x": np.array([[1.0, 3.0, 2.0]], np.float32)}
+
+
+def seen(response: Any) -> dict[str, Any]:
+    """What the model has seen of the request."""
+    document: dict[str, Any] = json.loads(response["outputs"]["seen"][0, 0])
+    return document
+
+
+def test_parameters_headers_and_id_reach_the_model(client: Any) -> None:
+    """Custom parameters keep their types, a header that the server forwards is one of them, and the id is the request's."""
+    parameters = {"a": 1, "b": "text", "c": True, "d": 1.5}
+    found = seen(client.predict("tells", X, parameters=parameters, headers={"x-who": "me"}, request_id="r7"))
+    assert found["parameters"] == {**parameters, "x-who": "me"}
+    assert found["id"] == "r7"
+
+
+def test_a_header_takes_the_place_of_the_settings(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of a request replaces the settings' one of that name, in whatever case it is written."""
+    monkeypatch.setenv("TRITON_HEADERS", json.dumps({"X-Who": "settings", "x-other": "stays"}))
+    other = get_deploy_client(client.target_uri)
+    assert seen(other.predict("tells", X))["parameters"]["X-Who"] == "settings"
+    found = seen(other.predict("tells", X, headers={"x-who": "request"}))["parameters"]
+    assert found == {"x-who": "request", "x-other": "stays"}
+
+
+@pytest.mark.parametrize("size", [3, 2_000_000])
+def test_outputs_are_selected(client: Any, size: int) -> None:
+    """Only the outputs that are asked for are computed and come back, large ones too, and the next request has all."""
+    x = np.arange(size, dtype=np.float32)[np.newaxis]
+    for _ in range(2):
+        response = client.predict("tells", {"x": x}, outputs=["y"])
+        assert list(response["outputs"]) == ["y"]
+        np.testing.assert_array_equal(response["outputs"]["y"], x * 2)
+        response = client.predict("tells", {"x": x})
+        assert list(response["outputs"]) == ["y", "seen"]
+        np.testing.assert_array_equal(response["outputs"]["y"], x * 2)
+    assert seen(client.predict("tells", {"x": x}, outputs=["seen"]))["outputs"] == ["seen"]
+
+
+def test_an_unknown_output_is_refused(client: Any) -> None:
+    """An output that the model does not have is named, with those that it has."""
+    with pytest.raises(
+        InvalidInput, match=r"Nothing was sent to 'tells'\. It has no output 'z'; it has 'y', 'seen'"
+    ):
+        client.predict("tells", X, outputs=["z", "y"])
+
+
+def test_classification(client: Any) -> None:
+    """The highest values come with index and label, of the outputs asked for or of all."""
+    response = client.predict("tells", X, outputs=["y"], classification=2)
+    assert response["outputs"]["y"].tolist() == [["6.000000:1:dog", "4.000000:2:fox"]]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+@pytest.mark.parametrize("size", [3, 50_000])
+def test_compression(client: Any, compression: str, size: int) -> None:
+    """A compressed request and its compressed answer hold the same values; an error is read, too."""
+    x = np.arange(size, dtype=np.float32)[np.newaxis]
+    response = client.predict("tells", {"x": x}, compression=compression)
+    np.testing.assert_array_equal(response["outputs"]["y"], x * 2)
+    with pytest.raises(InferenceFailed, match="must specify a non-zero or non-empty correlation ID"):
+        client.predict("sequence", {"x": x}, compression=compression)
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [("tells/1", {}), ("tells/3", {}), ("tells", {"version": 1}), ("tells/1", {"version": 1})],
+)
+def test_a_version_is_selected(client: Any, target: str, options: dict[str, Any]) -> None:
+    """NAME/VERSION, or the argument, selects a version that is served."""
+    np.testing.assert_array_equal(client.predict(target, X, **options)["outputs"]["y"], X["x"] * 2)
+
+
+def test_a_version_that_is_not_served(client: Any) -> None:
+    """The error names the versions that are served; a model that is not there is said not to be there."""
+    with pytest.raises(DeploymentNotFound, match="serves no version 2 of 'tells', but 1, 3"):
+        client.predict("tells/2", X)
+    with pytest.raises(DeploymentNotFound, match="serves no model 'nothing'"):
+        client.predict("nothing/2", X)
+
+
+@pytest.mark.parametrize(
+    ("target", "options"), [("tells/x", {}), ("tells/", {}), ("tells/1", {"version": 3})]
+)
+def test_no_version(client: Any, target: str, options: dict[str, Any]) -> None:
+    """What is neither NAME nor NAME/VERSION, or names two versions, is refused."""
+    with pytest.raises(InvalidParameter, match="neither the name of a deployment nor NAME/VERSION"):
+        client.predict(target, X, **options)
+
+
+def test_an_endpoint_is_a_deployment(client: Any) -> None:
+    """`endpoint` names the deployment for callers that know no other way; two different names are refused."""
+    assert client.predict(endpoint="tells", inputs=X)["outputs"]["y"].shape == (1, 3)
+    with pytest.raises(
+        InvalidParameter, match="Which one, the deployment 'tells' or the endpoint 'sequence'"
+    ):
+        client.predict("tells", X, endpoint="sequence")
+
+
+def test_a_sequence(client: Any) -> None:
+    """The requests of a sequence have its id and say where it starts and ends."""
+    for start, end, flags in ((True, False, 1), (False, False, 0), (False, True, 2)):
+        found = seen(client.predict("sequence", X, sequence_id=7, sequence_start=start, sequence_end=end))
+        assert (found["sequence"], found["flags"]) == (7, flags)
+    with pytest.raises(InferenceFailed, match="must specify the START flag"):
+        client.predict("sequence", X, sequence_id=8)
+
+
+def test_a_timeout_is_tritons(client: Any) -> None:
+    """A request that waits in the queue for longer than its timeout is refused by the server, and its model runs on."""
+    busy = threading.Thread(target=client.predict, args=("tells", {"x": np.array([[-3.0]], np.float32)}))
+    busy.start()
+    time.sleep(0.5)
+    try:
+        with pytest.raises(InferenceFailed, match="Request timeout expired"):
+            client.predict("tells", X, timeout=0.2)
+    finally:
+        busy.join(60)
+
+
+def test_a_timeout_is_the_clients(client: Any) -> None:
+    """A model that runs for longer than the timeout is waited for one second more, whatever the settings say."""
+    started = time.monotonic()
+    with pytest.raises(ServerTimeout, match=r"did not answer within 1\.2 s"):
+        client.predict("tells", {"x": np.array([[-4.0]], np.float32)}, timeout=0.2)
+    assert time.monotonic() - started < 3.5
+
+
+def test_what_nobody_knows_is_refused(client: Any) -> None:
+    """An argument that is none is named, with all that there are."""
+    with pytest.raises(TritonPluginError, match=r"predict does not know 'output'.*outputs, classification"):
+        client.predict("tells", X, output="y")
