@@ -282,8 +282,9 @@ class TritonDeploymentClient(BaseDeploymentClient):
             deployment_name: The deployment, or ``NAME/VERSION`` for one of several versions that it serves. Any other
                 model that the server serves is reached the same way.
             inputs: A dict from tensor name to array, nested lists or scalar; a DataFrame with a column per
-                tensor, or records, of any length; a request of the Open Inference Protocol, or of
-                MLflow's scoring server; an array, for a model with one input.
+                tensor, or records, of any length; a request of the Open Inference Protocol, whose
+                ``id``, ``parameters`` and ``outputs`` count where no argument says otherwise, or of MLflow's scoring
+                server; an array, for a model with one input.
             endpoint: Instead of `deployment_name`, for code that was written for other targets.
             allow_lossy: Whether a cast to the model's datatype may drop digits: a fraction is cut off, an
                 integer becomes the nearest float. Default: the setting ``lossy_casts``, which is false
@@ -303,14 +304,16 @@ class TritonDeploymentClient(BaseDeploymentClient):
         """
         from mlflow_triton.input_file import as_written  # noqa: PLC0415 - same as the next one
         from mlflow_triton.predict import predict  # noqa: PLC0415 - pandas, which the other verbs do not need
+        from mlflow_triton.serving.document import own_options  # noqa: PLC0415 - same
         from mlflow_triton.serving.inference import Inference  # noqa: PLC0415 - same
 
         name, options = _target(deployment_name, endpoint, request)
+        inputs, options = own_options(as_written(inputs), options)
         http, control = self._server()
         if self._inference is None:
             self._inference = Inference(http)
         lossy = self._settings.lossy_casts.value if allow_lossy is None else bool(allow_lossy)
-        return predict(self._inference, control, name, as_written(inputs), lossy=lossy, options=options)
+        return predict(self._inference, control, name, inputs, lossy=lossy, options=options)
 
     def explain(
         self,

@@ -18,6 +18,7 @@ import click
 import pandas as pd
 
 from mlflow_triton.errors import InvalidInput
+from mlflow_triton.serving.document import is_request
 
 __all__ = ["as_written"]
 
@@ -34,8 +35,8 @@ def as_written(inputs: Any) -> Any:
         inputs: What the plugin was passed.
 
     Returns:
-        A frame of the rows and columns that pandas' own reader makes, of objects as JSON has them; or the
-        file's own list of records.
+        A frame of the rows and columns that pandas' own reader makes, of objects as JSON has them; or what is no
+        table in the file: a list of records, a request of the Open Inference Protocol.
 
     Raises:
         InvalidInput: The file has a number that is beyond all floats, or columns with different keys.
@@ -49,6 +50,8 @@ def as_written(inputs: Any) -> Any:
         # Reading a pipe once more would wait for ever.
         text = path.read_text("utf-8") if path.is_file() else ""
         document = json.loads(text, parse_float=_float)
+        if is_request(document):
+            return document
         _refuse_gaps(document)
         # Rows, which pandas makes columns of.
         if isinstance(document, list):

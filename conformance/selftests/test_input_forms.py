@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -10,68 +10,27 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import scipy.sparse  # type: ignore[import-untyped]
-from click.testing import CliRunner
-from mlflow.deployments import cli as mlflow_cli
-from mlflow.deployments import interface
 
+from encoding import Spec, encode, through_the_cli
 from mlflow_triton.errors import InvalidInput, TritonPluginError
 from mlflow_triton.input_file import as_written
 from mlflow_triton.tensors.arrays import to_array
-from mlflow_triton.tensors.casting import cast, fit_shape
+from mlflow_triton.tensors.casting import cast
 from mlflow_triton.tensors.decode import TritonPredictions, decode
 from mlflow_triton.tensors.forms import name_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 Array = np.ndarray[Any, Any]
 
 
-class Spec(NamedTuple):
-    """A tensor as a model declares it."""
-
-    datatype: str
-    shape: tuple[int, ...]
-
-
-def encode(inputs: Any, declared: Mapping[str, Spec]) -> dict[str, Array]:
-    """Encode inputs as predict does."""
-    arrays = {}
-    for name, value in name_values(inputs, declared).by_input.items():
-        tensor = declared[name]
-        arrays[name] = cast(fit_shape(to_array(value, name), tensor.shape, name), tensor.datatype, name)
-    return arrays
-
-
-class Echo:
-    """Stands where MLflow's CLI asks for a client: answers with the encoded inputs, or what pandas read of them."""
-
-    def __init__(self, declared: Mapping[str, Spec], *, exact: bool = True) -> None:
-        self._declared = declared
-        self._exact = exact
-        self.seen: dict[str, Array] = {}
-
-    def predict(self, deployment_name: str, inputs: Any) -> TritonPredictions:  # noqa: ARG002 - MLflow's
-        """Encode."""
-        self.seen = encode(as_written(inputs) if self._exact else inputs, self._declared)
-        return decode(self.seen)
-
-
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Array]]:
+def cli() -> Callable[..., dict[str, Array]]:
     """Predict with a JSON file through MLflow's own command."""
 
     def predict(text: Any, declared: Mapping[str, Spec], *, exact: bool = True) -> dict[str, Array]:
-        path = tmp_path / "input.json"
-        path.write_text(text if isinstance(text, str) else json.dumps(text))
-        echo = Echo(declared, exact=exact)
-        monkeypatch.setattr(interface, "get_deploy_client", lambda _: echo)
-        arguments = ["-t", "triton", "--name", "x", "--input-path", str(path)]
-        result = CliRunner().invoke(mlflow_cli.predict, arguments, standalone_mode=False)
-        if result.exception is not None:
-            raise result.exception
-        return echo.seen
+        return through_the_cli(text if isinstance(text, str) else json.dumps(text), declared, exact=exact)
 
     return predict
 

@@ -8,10 +8,7 @@ import json
 import logging
 import math
 import os
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest import mock
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -19,20 +16,15 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import scipy.sparse  # type: ignore[import-untyped]
-from click.testing import CliRunner
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from mlflow.deployments import cli as mlflow_cli
-from mlflow.deployments import interface
 
+from encoding import Refused, Spec, encode, through_the_cli
 from mlflow_triton.errors import TritonPluginError
-from mlflow_triton.input_file import as_written
-from mlflow_triton.tensors.arrays import to_array
 from mlflow_triton.tensors.casting import cast, fit_shape
 from mlflow_triton.tensors.datatypes import DATATYPES, from_wire, numpy_dtype, to_wire
 from mlflow_triton.tensors.decode import TritonPredictions, decode
-from mlflow_triton.tensors.forms import name_values
 from pytest_mlflow_triton.strategies import tensors
 
 if TYPE_CHECKING:
@@ -48,50 +40,6 @@ AT_RANDOM = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 FLOATS = ("FP16", "BF16", "FP32", "FP64")
-
-
-class Spec(NamedTuple):
-    """A tensor as a model declares it."""
-
-    datatype: str
-    shape: tuple[int, ...]
-
-
-def encode(inputs: Any, declared: Mapping[str, Spec]) -> dict[str, Array]:
-    """Encode inputs as predict does."""
-    arrays = {}
-    for name, value in name_values(inputs, declared).by_input.items():
-        tensor = declared[name]
-        arrays[name] = cast(fit_shape(to_array(value, name), tensor.shape, name), tensor.datatype, name)
-    return arrays
-
-
-class Refused(Exception):
-    """MLflow's reader did not take a file, so that the plugin was not asked."""
-
-
-def through_the_cli(text: str, declared: Mapping[str, Spec]) -> dict[str, Array]:
-    """Write a file and predict with it through MLflow's own command, up to where the server would be asked."""
-    seen: dict[str, Array] = {}
-    asked = []
-
-    class Client:
-        def __init__(self, target_uri: str) -> None:
-            assert target_uri == "triton"
-
-        def predict(self, deployment_name: str, inputs: Any) -> TritonPredictions:  # noqa: ARG002 - MLflow's
-            asked.append(True)
-            seen.update(encode(as_written(inputs), declared))
-            return decode(seen)
-
-    with mock.patch.object(interface, "get_deploy_client", Client), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "input.json")
-        path.write_text(text, "utf-8", "surrogatepass")
-        arguments = ["-t", "triton", "--name", "x", "--input-path", str(path)]
-        result = CliRunner().invoke(mlflow_cli.predict, arguments, standalone_mode=False)
-    if result.exception is not None:
-        raise result.exception if asked else Refused(type(result.exception).__name__)
-    return seen
 
 
 # --- arrays in every form ---
@@ -318,7 +266,10 @@ def nested(
             st.lists(st.lists(NUMBERS, min_size=2, max_size=2), max_size=3),
             st.dictionaries(NAMES, inner, max_size=3),
             st.lists(st.dictionaries(st.sampled_from(["x", "y"]), inner, min_size=1, max_size=2), max_size=3),
-            st.lists(REQUEST, min_size=1, max_size=2).map(lambda tensors: {"inputs": tensors}),
+            st.tuples(
+                st.lists(REQUEST, min_size=1, max_size=2),
+                st.dictionaries(st.sampled_from(["id", "outputs", "parameters"]), inner, max_size=2),
+            ).map(lambda drawn: {"inputs": drawn[0], **drawn[1]}),
             *([more] if more is not None else []),
         ),
         max_leaves=10,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from mlflow.deployments import cli as mlflow_cli
 from mlflow.deployments import get_deploy_client
 
 from mlflow_triton.embedded import EmbeddedTriton
@@ -23,6 +25,7 @@ from mlflow_triton.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 TELLS = """\
 import json, time
@@ -212,3 +215,36 @@ def test_what_nobody_knows_is_refused(client: Any) -> None:
     """An argument that is none is named, with all that there are."""
     with pytest.raises(TritonPluginError, match=r"predict does not know 'output'.*outputs, classification"):
         client.predict("tells", X, output="y")
+
+
+def protocol_request(**beside: Any) -> dict[str, Any]:
+    """A request of the Open Inference Protocol for the model that tells."""
+    return {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 2.5]}], **beside}
+
+
+def test_a_request_of_the_protocol_is_honoured(client: Any) -> None:
+    """Its id, parameters and outputs count; arguments go before them."""
+    document = protocol_request(id="d1", parameters={"a": 1, "priority": 1}, outputs=[{"name": "seen"}])
+    response = client.predict("tells", document)
+    assert list(response["outputs"]) == ["seen"]
+    assert (seen(response)["id"], seen(response)["parameters"]) == ("d1", {"a": 1})
+    assert seen(client.predict("tells", document, request_id="mine"))["id"] == "mine"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("where", ["--name", "--endpoint"])
+def test_a_request_of_the_protocol_in_a_file(client: Any, tmp_path: Path, where: str, wrapped: bool) -> None:
+    """MLflow's command sends a file's request as it stands; in a list, pandas' reader in front of it takes any."""
+    document = protocol_request(id="file", outputs=[{"name": "seen"}])
+    if wrapped:
+        document["parameters"] = {"a": "b"}
+        document["outputs"].append({"name": "y"})
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps([document] if wrapped else document), encoding="utf-8")
+    arguments = ["-t", client.target_uri, where, "tells/1", "--input-path", str(path)]
+    result = CliRunner().invoke(mlflow_cli.predict, arguments)
+    assert result.exit_code == 0, result.stderr
+    outputs = json.loads(result.stdout)["outputs"]
+    told = json.loads(outputs["seen"][0][0])
+    assert (told["id"], told["parameters"]) == ("file", {"a": "b"} if wrapped else {})
+    assert outputs.get("y") == ([[3.0, 5.0]] if wrapped else None)

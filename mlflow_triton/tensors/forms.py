@@ -18,7 +18,7 @@ from mlflow_triton.tensors.declared import listed, require_known
 if TYPE_CHECKING:
     from mlflow_triton.tensors.declared import Declared
 
-__all__ = ["Named", "name_values"]
+__all__ = ["REQUEST_TENSOR", "Named", "name_values"]
 
 ENVELOPES = ("inputs", "instances", "dataframe_split", "dataframe_records")
 """The keys of MLflow's scoring protocol; the first one is Triton's, too."""
