@@ -4,30 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import urllib.request
+import uuid
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from mlflow.deployments import get_deploy_client
+from tritonclient.grpc import InferenceServerClient
+
+from mlflow_triton_conformance import capabilities as discovery
+from mlflow_triton_conformance import options, plugin
+from mlflow_triton_conformance.protocol import Protocol
+from mlflow_triton_conformance.zoo import serving
+from pytest_mlflow_triton.fixtures.deployments import unique_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from mlflow_triton_conformance.capabilities import Capabilities
     from pytest_mlflow_triton.fixtures.servers import Isolation
     from pytest_mlflow_triton.handles import MlflowServer, TritonServer
 
-# One server answers every example of a property, and it is not the examples' time that is tested.
-settings.register_profile(
-    "conformance", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50
-)
-settings.load_profile("conformance")
+EXAMPLES = {"quick": 10, "default": 50, "soak": 2000}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the suite's marker, also where no pyproject.toml does."""
+    """Declare the suite's marker, also where no pyproject.toml does, and choose how much is generated."""
+    if not config.pluginmanager.has_plugin("mlflow_triton_conformance"):
+        raise pytest.UsageError(
+            "The suite's own pytest plugin is not loaded. Install mlflow-triton-plugin again, or give pytest "
+            "-p mlflow_triton_conformance.plugin."
+        )
     config.addinivalue_line("markers", "slow: left out of the suite's quick part (-m 'not slow')")
+    # One server answers every example of a property, and it is not the examples' time that is tested.
+    for name, examples in EXAMPLES.items():
+        settings.register_profile(
+            f"conformance-{name}",
+            deadline=None,
+            suppress_health_check=[HealthCheck.function_scoped_fixture],
+            max_examples=examples,
+            database=None,  # a run does not depend on those before it
+        )
+    settings.load_profile(f"conformance-{options.profile(config)}")
 
 
 @pytest.fixture(scope="session")
@@ -36,15 +58,139 @@ def triton_isolation() -> Isolation:
     return "worker"
 
 
+@pytest.fixture(scope="session")
+def target(pytestconfig: pytest.Config) -> str:
+    """MLflow's target of the plugin under test."""
+    return options.value(pytestconfig, options.TARGET)
+
+
+@pytest.fixture(scope="session")
+def capabilities(request: pytest.FixtureRequest, triton_server: TritonServer, target: str) -> Capabilities:
+    """What server and plugin have."""
+    facts = discovery.of_server(triton_server)
+    expected = request.config.stash[plugin.EXPECTATIONS]
+    if options.subject(request.config) == "plugin":
+        with pytest.MonkeyPatch.context() as patch:
+            environment_of(patch, triton_server)
+            facts["capabilities"] |= of_plugin(target)
+    else:
+        facts["capabilities"]["plugin"] = {"present": False, "detail": "the subject is the server alone"}
+    request.config.stash[plugin.EVIDENCE].facts = facts
+    return discovery.Capabilities(facts["capabilities"], expected.lacks)
+
+
+def of_plugin(target: str) -> dict[str, discovery.CapabilityFound]:
+    """Find what the plugin under test has."""
+    from mlflow.deployments import get_deploy_client  # noqa: PLC0415 - slow, and a server alone does not need it
+
+    scheme = target.partition(":")[0]
+    module = plugin_module(scheme)
+    return {
+        "plugin": {"present": True, "detail": f"{scheme} is {module.__name__}"},
+        **discovery.of_plugin(str(module.target_help()), get_deploy_client(target)),
+    }
+
+
+def plugin_module(scheme: str) -> Any:
+    """Import the module that MLflow finds for a target."""
+    entries = [entry.value for entry in metadata.entry_points(group="mlflow.deployments", name=scheme)]
+    if not entries:
+        pytest.fail(f"No plugin is installed for the target {scheme!r}.", pytrace=False)
+    return import_module(entries[-1])  # as MLflow does where there are several
+
+
+@pytest.fixture(autouse=True)
+def _applies(request: pytest.FixtureRequest, capabilities: Capabilities) -> None:
+    """Skip what needs a capability that is missing, by its name."""
+    names = plugin.identifiers(request.node)
+    needs = dict.fromkeys(need for name in names for need in plugin.CATALOGUE[name].needs)
+    if reason := capabilities.missing(needs):
+        pytest.skip(f"does not apply without {reason}")
+
+
+@pytest.fixture(autouse=True)
+def _tidy(_applies: None, protocol: Protocol, triton_server: TritonServer) -> Iterator[None]:
+    """Take out what a test has left in the repository, whatever the plugin under test did about it."""
+    root = triton_server.model_repository
+    before = set(root.iterdir())
+    yield
+    for left in set(root.iterdir()) - before:
+        protocol.remove(left.name)
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def protocol(triton_server: TritonServer) -> Protocol:
+    """The server, asked in its own protocol."""
+    return Protocol(triton_server)
+
+
+@pytest.fixture(scope="session")
+def zoo(capabilities: Capabilities, protocol: Protocol) -> Iterator[dict[str, str]]:
+    """Models that serve, put there without any plugin: their names by their kind (see `mlflow_triton_conformance.zoo`)."""
+    if reason := capabilities.missing(["backend:python"]):
+        pytest.skip(f"does not apply without {reason}")
+    with serving(protocol, f"zoo-{uuid.uuid4().hex[:8]}") as names:
+        yield names
+
+
+@pytest.fixture(scope="session")
+def grpc(triton_server: TritonServer) -> Iterator[Any]:
+    """Triton's gRPC client."""
+    if triton_server.grpc_url is None:
+        pytest.skip("does not apply without grpc: no --triton-grpc-url")
+    with InferenceServerClient(triton_server.grpc_url) as client:
+        yield client
+
+
+@pytest.fixture
+def latency(pytestconfig: pytest.Config) -> Callable[[str], AbstractContextManager[None]]:
+    """Note in the report how long something takes: a function from its name to a context manager."""
+    return pytestconfig.stash[plugin.EVIDENCE].latency
+
+
+def environment_of(
+    patch: pytest.MonkeyPatch, triton: TritonServer, mlflow: MlflowServer | None = None
+) -> None:
+    """Lead the plugin under test to the servers."""
+    if mlflow is not None:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow.tracking_uri)
+    patch.setenv("TRITON_URL", triton.http_url)
+    patch.setenv("TRITON_GRPC_URL", triton.grpc_url or "")
+    patch.setenv("TRITON_MODEL_REPO", str(triton.model_repository))
+
+
+@pytest.fixture
+def deployment_client(mlflow_environment: None, triton_environment: None, target: str) -> Any:
+    """A client of the plugin under test, on both servers."""
+    from mlflow.deployments import get_deploy_client  # noqa: PLC0415 - slow, and a server alone does not need it
+
+    return get_deploy_client(target)
+
+
+@pytest.fixture
+def deployment_name(request: pytest.FixtureRequest, protocol: Protocol) -> Iterator[str]:
+    """A new name, readable in a server's log; what serves under it is unloaded afterwards."""
+    name = unique_name(request.node)
+    yield name
+    protocol.remove(name)
+
+
 @pytest.fixture(scope="module")
-def module_client(triton_server: TritonServer, mlflow_server: MlflowServer) -> Iterator[Any]:
+def module_client(
+    capabilities: Capabilities, triton_server: TritonServer, request: pytest.FixtureRequest, target: str
+) -> Iterator[Any]:
     """A deployment client for what a module deploys once, for all of its tests."""
+    if reason := capabilities.missing(["plugin"]):
+        pytest.skip(f"does not apply without {reason}")
+    from mlflow.deployments import get_deploy_client  # noqa: PLC0415 - slow, and a server alone does not need it
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.tracking_uri)
-        patch.setenv("TRITON_URL", triton_server.http_url)
-        patch.setenv("TRITON_GRPC_URL", triton_server.grpc_url or "")
-        patch.setenv("TRITON_MODEL_REPO", str(triton_server.model_repository))
-        yield get_deploy_client("triton")
+        environment_of(patch, triton_server, request.getfixturevalue("mlflow_server"))
+        yield get_deploy_client(target)
 
 
 @pytest.fixture

@@ -40,11 +40,27 @@ def deployments(*arguments: str) -> Result:
 
 
 @pytest.fixture
-def cli_name(deployment_name: str) -> str:
+def cli_name(deployment_client: Any, deployment_name: str) -> str:
     """A name that is undeployed afterwards, for the CLI (`deployment_client` set the environment)."""
     return deployment_name
 
 
+@pytest.mark.requirement(
+    "MLF-CREATE-001",
+    "MLF-CREATE-002",
+    "MLF-LIST-001",
+    "MLF-LIST-002",
+    "MLF-GET-001",
+    "MLF-GET-003",
+    "MLF-SETTING-001",
+    "MLF-SETTING-002",
+    "MLF-UPDATE-001",
+    "MLF-DELETE-001",
+    "MLF-FLAVOR-001",
+    "MLF-FLAVOR-002",
+    "MLF-URI-001",
+    "MLF-TENSOR-002",
+)
 def test_python(
     deployment_client: Any, deployment_name: str, published: tuple[str, Callable[[], str]]
 ) -> None:
@@ -78,36 +94,47 @@ def test_python(
     assert deployment_name not in [entry["name"] for entry in deployment_client.list_deployments()]
 
 
-def test_cli(cli_name: str, published: tuple[str, Callable[[], str]], tmp_path: Path) -> None:
+@pytest.mark.requirement(
+    "MLF-CLI-001",
+    "MLF-CLI-002",
+    "MLF-CLI-003",
+    "MLF-CLI-004",
+    "MLF-CLI-005",
+    "MLF-CLI-006",
+    "MLF-CLI-007",
+    "MLF-OBS-002",
+)
+def test_cli(cli_name: str, published: tuple[str, Callable[[], str]], tmp_path: Path, target: str) -> None:
     """The documented commands do the same, and the written prediction equals expected_output.json."""
     flavor, publish = published
     first, second = publish(), publish()
     given = tmp_path / "input.json"
     written = tmp_path / "output.json"
     given.write_text(json.dumps(example.INPUT))
-    target = ("-t", "triton")
+    to = ("-t", target)
 
-    result = deployments("create", *target, "--flavor", flavor, "--name", cli_name, "-m", first)
+    result = deployments("create", *to, "--flavor", flavor, "--name", cli_name, "-m", first)
     assert result.stdout.strip() == f"{flavor} deployment {cli_name} is created", result.output
-    result = deployments("list", *target)
+    result = deployments("list", *to)
     assert result.exit_code == 0
     assert result.stdout.count(f"'name': '{cli_name}', 'version': '1', 'state': 'READY'") == 1
-    result = deployments("get", *target, "--name", cli_name)
+    result = deployments("get", *to, "--name", cli_name)
     assert result.stdout.splitlines().count(f"name: {cli_name}") == 1
     result = deployments(
-        "predict", *target, "--name", cli_name, "--input-path", str(given), "--output-path", str(written)
+        "predict", *to, "--name", cli_name, "--input-path", str(given), "--output-path", str(written)
     )
     assert result.exit_code == 0, result.output
     assert json.loads(written.read_text()) == example.EXPECTED_OUTPUT
-    result = deployments("predict", *target, "--name", cli_name, "--input-path", str(given))
+    result = deployments("predict", *to, "--name", cli_name, "--input-path", str(given))
     assert json.loads(result.stdout) == example.EXPECTED_OUTPUT
-    result = deployments("update", *target, "--flavor", flavor, "--name", cli_name, "-m", second)
+    result = deployments("update", *to, "--flavor", flavor, "--name", cli_name, "-m", second)
     assert result.stdout.strip() == f"Deployment {cli_name} is updated (with flavor {flavor})", result.output
-    result = deployments("delete", *target, "--name", cli_name)
+    result = deployments("delete", *to, "--name", cli_name)
     assert result.stdout.strip() == f"Deployment {cli_name} is deleted", result.output
-    assert f"'{cli_name}'" not in deployments("list", *target).stdout
+    assert f"'{cli_name}'" not in deployments("list", *to).stdout
 
 
+@pytest.mark.requirement("MLF-ONNX-004", "MLF-TRITON-002")
 def test_config_is_kept(
     deployment_client: Any,
     deployment_name: str,

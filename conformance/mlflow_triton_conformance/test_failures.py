@@ -17,6 +17,7 @@ from mlflow.deployments import cli, get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_conformance import models
+from mlflow_triton_conformance.cases import cases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,7 +126,28 @@ BROKEN_TRITON: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BROKEN_ONNX)
+# Names that lead out of the repository, and names that Triton cannot serve.
+OUTSIDE = [".", "..", "../out", "/abs", "a/b"]
+UNSERVABLE = ["a b", "", "ü", ".hidden", "a\n", "x" * 300, "%41"]
+
+
+@pytest.mark.parametrize(
+    "case",
+    cases(
+        {
+            "garbage": "MLF-ERROR-001",
+            "empty": "MLF-ERROR-002",
+            "file gone": "MLF-ERROR-003",
+            "no MLmodel": "MLF-ERROR-004",
+            "broken MLmodel": "MLF-ERROR-005",
+            "unknown operator": "MLF-ERROR-006 MLF-LIFE-001 MLF-LIFE-002 MLF-LIFE-003",
+            "unknown config field": "MLF-ERROR-007",
+            "config syntax": "MLF-ERROR-008",
+            "config of another name": "MLF-ERROR-009",
+            "config that does not fit the model": "MLF-ERROR-010",
+        }
+    ),
+)
 def test_broken_onnx_models(
     deployment_client: Any, serving: str, good: str, world: Callable[[], object], tmp_path: Path, case: str
 ) -> None:
@@ -139,7 +161,20 @@ def test_broken_onnx_models(
     assert world() == before
 
 
-@pytest.mark.parametrize("case", BROKEN_TRITON)
+@pytest.mark.parametrize(
+    "case",
+    cases(
+        {
+            "no version": "MLF-ERROR-011",
+            "version beyond 64 bits": "MLF-ERROR-012 MLF-LIFE-006",
+            "leading zero": "MLF-ERROR-013",
+            "no model.py": "MLF-ERROR-014",
+            "symbolic link": "MLF-SEC-003",
+            "label file gone": "MLF-ERROR-015",
+            "a record of its own": "MLF-ERROR-016",
+        }
+    ),
+)
 def test_broken_triton_models(
     deployment_client: Any,
     serving: str,
@@ -161,7 +196,11 @@ def test_broken_triton_models(
 
 
 @pytest.mark.parametrize(
-    "name", [".", "..", "../out", "/abs", "a/b", "a b", "", "ü", ".hidden", "a\n", "x" * 300, "%41"]
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.requirement("MLF-SEC-001")) for name in OUTSIDE),
+        *(pytest.param(name, marks=pytest.mark.requirement("MLF-SEC-002")) for name in UNSERVABLE),
+    ],
 )
 def test_bad_names(deployment_client: Any, good: str, world: Callable[[], object], name: str) -> None:
     """A name that Triton cannot serve, or that leaves the repository, is refused by every verb."""
@@ -176,6 +215,7 @@ def test_bad_names(deployment_client: Any, good: str, world: Callable[[], object
     assert world() == before
 
 
+@pytest.mark.requirement("MLF-ERROR-017", "MLF-ERROR-020")
 @pytest.mark.parametrize(
     ("uri", "pattern"),
     [
@@ -198,6 +238,7 @@ def test_bad_uris(
     assert world() == before
 
 
+@pytest.mark.requirement("MLF-FLAVOR-003", "MLF-FLAVOR-004")
 def test_flavors(deployment_client: Any, serving: str, good: str, world: Callable[[], object]) -> None:
     """A flavor that the model has not, or that is none, is refused with what there is."""
     before = world()
@@ -207,6 +248,7 @@ def test_flavors(deployment_client: Any, serving: str, good: str, world: Callabl
     assert world() == before
 
 
+@pytest.mark.requirement("MLF-OPTION-001", "MLF-ERROR-018")
 def test_options(deployment_client: Any, serving: str, good: str, world: Callable[[], object]) -> None:
     """Wrong options are refused, all of them in one message."""
     before = world()
@@ -227,6 +269,7 @@ def test_options(deployment_client: Any, serving: str, good: str, world: Callabl
     assert world() == before
 
 
+@pytest.mark.requirement("MLF-CREATE-003", "MLF-CREATE-005", "MLF-CREATE-006", "MLF-LIST-003", "MLF-SEC-005")
 def test_names_that_are_taken(
     deployment_client: Any,
     serving: str,
@@ -253,6 +296,7 @@ def test_names_that_are_taken(
         shutil.rmtree(foreign)
 
 
+@pytest.mark.requirement("MLF-SEC-006", "MLF-SEC-007")
 @pytest.mark.slow
 def test_corrupt_record(
     deployment_client: Any,
@@ -282,6 +326,7 @@ def test_corrupt_record(
         deployment_client.delete_deployment(other)
 
 
+@pytest.mark.requirement("MLF-RECORD-004")
 def test_record_of_nvidias_plugin(
     deployment_client: Any, serving: str, good: str, triton_server: TritonServer
 ) -> None:
@@ -301,7 +346,7 @@ def test_record_of_nvidias_plugin(
     assert json.loads(record.read_text())["deployment_id"]
 
 
-def target(server: TritonServer, **changes: str) -> Any:
+def client_of(target: str, server: TritonServer, **changes: str) -> Any:
     """A client whose target URI differs from the right one in `changes`."""
     url = changes.pop("url", server.http_url.removeprefix("http://"))
     parameters = {
@@ -310,15 +355,21 @@ def target(server: TritonServer, **changes: str) -> Any:
         **changes,
     }
     query = "&".join(f"{key}={value}" for key, value in parameters.items() if value)
-    return get_deploy_client(f"triton://{url}?{query}")
+    return get_deploy_client(f"{target.partition(':')[0]}://{url}?{query}")
 
 
+@pytest.mark.requirement("MLF-SETTING-006")
 def test_wrong_repository(
-    serving: str, good: str, world: Callable[[], object], triton_server: TritonServer, tmp_path: Path
+    serving: str,
+    good: str,
+    world: Callable[[], object],
+    triton_server: TritonServer,
+    target: str,
+    tmp_path: Path,
 ) -> None:
     """A directory that the server does not read is found out, also when it holds a model of the same name."""
     shutil.copytree(triton_server.model_repository / serving, tmp_path / serving)
-    client = target(triton_server, model_repository=str(tmp_path))
+    client = client_of(target, triton_server, model_repository=str(tmp_path))
     before, files = world(), sorted(tmp_path.rglob("*"))
     for call in (
         lambda: client.create_deployment(f"{serving}-new", good),
@@ -330,35 +381,40 @@ def test_wrong_repository(
     assert sorted(tmp_path.rglob("*")) == files
 
 
+@pytest.mark.requirement("MLF-SETTING-007")
 @pytest.mark.parametrize("path", ["/no/such/repository", "s3://bucket/models"])
-def test_unusable_repository(serving: str, good: str, triton_server: TritonServer, path: str) -> None:
+def test_unusable_repository(
+    serving: str, good: str, triton_server: TritonServer, target: str, path: str
+) -> None:
     """A repository path that is no directory here is an error that names it and its source."""
-    client = target(triton_server, model_repository=path)
+    client = client_of(target, triton_server, model_repository=path)
     with pytest.raises(MlflowException, match=f"{path}.*target URI"):
         client.create_deployment(f"{serving}-new", good)
     assert client.predict(serving, {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]
 
 
+@pytest.mark.requirement("MLF-SETTING-005")
 def test_no_repository(
-    deployment_client: Any, serving: str, good: str, monkeypatch: pytest.MonkeyPatch
+    deployment_client: Any, serving: str, good: str, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     """Without TRITON_MODEL_REPO, predict works and the other verbs say what to set."""
     del deployment_client
     monkeypatch.delenv("TRITON_MODEL_REPO")
-    client = get_deploy_client("triton")
+    client = get_deploy_client(target)
     refused("INVALID_PARAMETER_VALUE", "TRITON_MODEL_REPO", lambda: client.create_deployment("x", good))
     refused("INVALID_PARAMETER_VALUE", "TRITON_MODEL_REPO", client.list_deployments)
     assert client.predict(serving, {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]
 
 
+@pytest.mark.requirement("MLF-FAULT-001", "MLF-FAULT-002")
 def test_dead_server(
-    serving: str, good: str, world: Callable[[], object], triton_server: TritonServer
+    serving: str, good: str, world: Callable[[], object], triton_server: TritonServer, target: str
 ) -> None:
     """Where nothing listens, every verb says so at once and changes nothing."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{probe.getsockname()[1]}"
-        client = target(triton_server, url=dead, grpc_url="")
+        client = client_of(target, triton_server, url=dead, grpc_url="")
         before = world()
         for call in (
             lambda: client.create_deployment(f"{serving}-new", good),
@@ -372,6 +428,7 @@ def test_dead_server(
         assert world() == before
 
 
+@pytest.mark.requirement("MLF-FAULT-003")
 def test_dead_mlflow(
     deployment_client: Any, serving: str, world: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,12 +446,17 @@ def test_dead_mlflow(
         assert world() == before
 
 
+@pytest.mark.requirement("MLF-FAULT-004")
 @pytest.mark.slow
 def test_without_grpc(
-    deployment_name: str, good: str, triton_server: TritonServer, caplog: pytest.LogCaptureFixture
+    deployment_name: str,
+    good: str,
+    triton_server: TritonServer,
+    target: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Without gRPC, models are loaded over HTTP, which a warning says."""
-    client = target(triton_server, grpc_url="127.0.0.1:9")
+    client = client_of(target, triton_server, grpc_url="127.0.0.1:9")
     client.create_deployment(deployment_name, good)
     assert [record.levelname for record in caplog.records if "over HTTP" in record.getMessage()] == [
         "WARNING"
@@ -403,6 +465,9 @@ def test_without_grpc(
     client.delete_deployment(deployment_name)
 
 
+@pytest.mark.requirement(
+    "MLF-UPDATE-003", "MLF-DELETE-002", "MLF-GET-002", "MLF-PREDICT-002", "MLF-ERROR-019"
+)
 def test_missing_deployment(deployment_client: Any, deployment_name: str, good: str) -> None:
     """A name that nothing has is RESOURCE_DOES_NOT_EXIST, except for delete, which MLflow wants idempotent."""
     for call in (
@@ -414,16 +479,14 @@ def test_missing_deployment(deployment_client: Any, deployment_name: str, good: 
     deployment_client.delete_deployment(deployment_name)
 
 
-def test_one_line_on_the_cli(deployment_name: str, good: str, triton_server: TritonServer) -> None:
+@pytest.mark.requirement("MLF-CLI-009")
+def test_one_line_on_the_cli(deployment_client: Any, deployment_name: str, good: str, target: str) -> None:
     """The command prints one line that begins with Error:, no traceback, and exits with 1."""
-    repository = f"model_repository={triton_server.model_repository}"
     for arguments in (
-        ["create", "-t", "triton", "--name", "a/b", "-m", good],
-        ["create", "-t", "triton", "--name", deployment_name, "-m", "models:/no-such-model/1"],
-        ["update", "-t", "triton", "--name", deployment_name, "-m", good],
-        ["get", "-t", "triton", "--name", deployment_name],
-        ["get", "-t", "triton:8000", "--name", deployment_name],
-        ["create", "-t", f"triton://127.0.0.1:9?{repository}", "--name", deployment_name, "-m", good],
+        ["create", "-t", target, "--name", "a/b", "-m", good],
+        ["create", "-t", target, "--name", deployment_name, "-m", "models:/no-such-model/1"],
+        ["update", "-t", target, "--name", deployment_name, "-m", good],
+        ["get", "-t", target, "--name", deployment_name],
     ):
         result = CliRunner().invoke(cli.commands, arguments)
         assert result.exit_code == 1

@@ -14,6 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_conformance import models
+from mlflow_triton_conformance.cases import cases
 
 if TYPE_CHECKING:
     from pytest_mlflow_triton.handles import PublishOnnx, PublishTriton, TritonServer
@@ -25,6 +26,7 @@ def deployed(triton_server: TritonServer, deployment_name: str) -> Path:
     return triton_server.model_repository / deployment_name
 
 
+@pytest.mark.requirement("MLF-ONNX-002")
 def test_external_data(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
 ) -> None:
@@ -39,6 +41,7 @@ def test_external_data(
     np.testing.assert_array_equal(weights[None] + 1, response["outputs"]["y"], strict=True)
 
 
+@pytest.mark.requirement("MLF-ONNX-003")
 @pytest.mark.slow
 def test_external_data_missing(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, tmp_path: Path, deployed: Path
@@ -55,6 +58,7 @@ def test_external_data_missing(
     assert not deployed.exists()
 
 
+@pytest.mark.requirement("MLF-ONNX-005", "MLF-ONNX-007")
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", ["root", "triton", "extra_files"])
 def test_config_found_in_the_model(
@@ -82,6 +86,7 @@ def test_config_found_in_the_model(
     assert not (deployed / "requirements.txt").exists()
 
 
+@pytest.mark.requirement("MLF-ONNX-006")
 @pytest.mark.slow
 def test_no_config(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
@@ -92,6 +97,7 @@ def test_no_config(
     assert deployment_client.predict(deployment_name, [[1.0]])["outputs"]["y"].tolist() == [[3.0]]
 
 
+@pytest.mark.requirement("MLF-OPTION-004")
 @pytest.mark.slow
 def test_version_option(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
@@ -104,6 +110,7 @@ def test_version_option(
     assert not (deployed / "1").exists()
 
 
+@pytest.mark.requirement("MLF-TRITON-001", "MLF-TRITON-003")
 def test_whole_triton_directory(
     deployment_client: Any,
     deployment_name: str,
@@ -123,6 +130,7 @@ def test_whole_triton_directory(
     assert deployment_client.predict(deployment_name, {"x": [0]})["outputs"]["y"].tolist() == [3030]
 
 
+@pytest.mark.requirement("MLF-TRITON-004")
 @pytest.mark.slow
 def test_named_directory_is_taken(
     deployment_client: Any,
@@ -139,6 +147,7 @@ def test_named_directory_is_taken(
     assert (deployed / "1" / "assets" / "value.txt").read_text() == "1"
 
 
+@pytest.mark.requirement("MLF-LIFE-005")
 @pytest.mark.slow
 def test_nothing_survives_an_update(
     deployment_client: Any,
@@ -157,6 +166,7 @@ def test_nothing_survives_an_update(
     assert deployment_client.predict(deployment_name, {"x": [[1.0]]})["outputs"]["y"].tolist() == [[6.0]]
 
 
+@pytest.mark.requirement("MLF-LIFE-004")
 def test_back_to_an_older_model(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx
 ) -> None:
@@ -170,6 +180,7 @@ def test_back_to_an_older_model(
         ]
 
 
+@pytest.mark.requirement("MLF-DELETE-003", "MLF-DELETE-004")
 @pytest.mark.slow
 def test_delete_leaves_nothing(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
@@ -184,6 +195,7 @@ def test_delete_leaves_nothing(
     deployment_client.delete_deployment(deployment_name)
 
 
+@pytest.mark.requirement("MLF-RECORD-001", "MLF-RECORD-002", "MLF-RECORD-003")
 @pytest.mark.slow
 def test_record(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
@@ -210,7 +222,16 @@ def test_record(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["models:/{name}/latest", "models:/{name}@alias", "{path}"])
+@pytest.mark.parametrize(
+    "form",
+    cases(
+        {
+            "models:/{name}/latest": "MLF-URI-003",
+            "models:/{name}@alias": "MLF-URI-002",
+            "{path}": "MLF-URI-004 MLF-URI-005",
+        }
+    ),
+)
 def test_model_uris(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, tmp_path: Path, form: str
 ) -> None:
@@ -226,6 +247,7 @@ def test_model_uris(
     assert sorted(path.rglob("*")) == before
 
 
+@pytest.mark.requirement("MLF-ONNX-001")
 @pytest.mark.slow
 def test_onnx_file_is_the_published_one(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path

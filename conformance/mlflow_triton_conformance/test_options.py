@@ -34,6 +34,9 @@ def served(triton_server: TritonServer, deployment_name: str) -> Callable[[], di
     return ask
 
 
+@pytest.mark.requirement(
+    "MLF-OPTION-005", "MLF-OPTION-006", "MLF-OPTION-007", "MLF-OPTION-008", "MLF-OPTION-012"
+)
 def test_options_of_a_model_without_configuration(
     deployment_client: Any,
     deployment_name: str,
@@ -67,6 +70,7 @@ def test_options_of_a_model_without_configuration(
     assert (got["in_sync"], got["options"]) == (True, created["options"])
 
 
+@pytest.mark.requirement("MLF-OPTION-009", "MLF-OPTION-010", "MLF-OPTION-011")
 def test_options_of_a_model_with_configuration(
     deployment_client: Any,
     deployment_name: str,
@@ -90,6 +94,7 @@ def test_options_of_a_model_with_configuration(
     assert "mlflow.deployment_id" not in written
 
 
+@pytest.mark.requirement("MLF-OPTION-002")
 def test_options_that_do_not_fit(
     deployment_client: Any,
     deployment_name: str,
@@ -108,6 +113,7 @@ def test_options_that_do_not_fit(
     assert world() == before
 
 
+@pytest.mark.requirement("MLF-UPDATE-004", "MLF-OPTION-014")
 @pytest.mark.slow
 def test_update_with_options_alone(
     deployment_client: Any,
@@ -153,6 +159,7 @@ def test_update_with_options_alone(
     assert "the options instance_count, max_queue_delay_microseconds, parameters, version of" in message
 
 
+@pytest.mark.requirement("MLF-OPTION-003", "MLF-UPDATE-005", "MLF-UPDATE-006")
 def test_options_alone_that_fail(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, world: Callable[[], object]
 ) -> None:
@@ -169,6 +176,7 @@ def test_options_alone_that_fail(
     assert (got["in_sync"], got["options"]) == (True, {})
 
 
+@pytest.mark.requirement("MLF-OPTION-013")
 @pytest.mark.slow
 def test_options_alone_keep_what_was_changed_by_hand(
     deployment_client: Any,
@@ -191,6 +199,7 @@ def test_options_alone_keep_what_was_changed_by_hand(
     assert deployment_client.get_deployment(deployment_name)["in_sync"] is True
 
 
+@pytest.mark.requirement("MLF-DRYRUN-001", "MLF-DRYRUN-002")
 @pytest.mark.slow
 def test_dry_run(
     deployment_client: Any,
@@ -260,6 +269,7 @@ def test_dry_run(
     client.create_deployment(name, second, config={"adopt": True})
 
 
+@pytest.mark.requirement("MLF-DRYRUN-003")
 def test_dry_run_of_the_command(
     deployment_name: str,
     deployment_client: Any,
@@ -287,6 +297,7 @@ def test_dry_run_of_the_command(
         deployment_client.restore([deployment_name], {"dry_run": True})
 
 
+@pytest.mark.requirement("MLF-LIFE-008", "MLF-LIFE-009")
 def test_keep_previous_of_a_model_without_configuration(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx
 ) -> None:

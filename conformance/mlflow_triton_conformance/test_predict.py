@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as npst
 from mlflow.deployments import PredictionsResponse
 from mlflow.exceptions import MlflowException
 
+from mlflow_triton_conformance.cases import cases
 from pytest_mlflow_triton import example
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ BATCHES = st.integers(1, 8).flatmap(
 )
 
 
+@pytest.mark.requirement("MLF-TENSOR-001")
 @given(inputs=BATCHES)
 def test_float32_over_its_whole_range(predict: Subject, inputs: Arrays) -> None:
     """Any float32, NaN, infinities and denormals among them, is computed as NumPy does."""
@@ -123,13 +125,34 @@ WHOLE = st.integers(1, 4).flatmap(
 )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    cases(
+        {
+            "arrays": "MLF-FORM-001",
+            "nested lists": "MLF-FORM-002",
+            "under inputs": "MLF-FORM-003",
+            "cli json": "MLF-FORM-004",
+            "frame by tensor": "MLF-FORM-005",
+            "records": "MLF-FORM-006",
+            "float64": "MLF-FORM-007",
+            "big-endian": "MLF-FORM-008",
+            "fortran order": "MLF-FORM-009",
+            "reversed view": "MLF-FORM-010",
+            "open inference": "MLF-FORM-011",
+            "instances": "MLF-FORM-012",
+            "dataframe split": "MLF-FORM-013",
+            "integers": "MLF-FORM-014",
+        }
+    ),
+)
 @given(inputs=WHOLE)
 def test_forms(predict: Subject, form: str, inputs: Arrays) -> None:
     """The same numbers give the same answer in every form in which MLflow users hold them."""
     check(inputs, predict(FORMS[form](inputs)))
 
 
+@pytest.mark.requirement("MLF-PREDICT-001", "MLF-PREDICT-003", "MLF-PREDICT-004")
 def test_response(predict: Subject) -> None:
     """The answer is MLflow's PredictionsResponse, holds NumPy arrays, and writes the documented JSON."""
     response = predict(example.INPUT)
@@ -158,7 +181,26 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize(
+    "case",
+    cases(
+        {
+            "missing input": "MLF-INPUT-001",
+            "unknown input": "MLF-INPUT-002",
+            "wrong width": "MLF-INPUT-003",
+            "no batch dimension": "MLF-INPUT-004",
+            "ragged": "MLF-INPUT-005",
+            "text": "MLF-INPUT-006",
+            "missing value": "MLF-INPUT-007",
+            "too large": "MLF-INPUT-008",
+            "inexact integer": "MLF-INPUT-009",
+            "masked": "MLF-INPUT-010",
+            "bare array": "MLF-INPUT-011",
+            "nothing": "MLF-INPUT-012",
+            "other columns": "MLF-INPUT-013",
+        }
+    ),
+)
 def test_bad_inputs(predict: Subject, case: str) -> None:
     """An input that does not fit is refused before it is sent, by the names of tensor, place, value and datatype."""
     inputs, pattern = BAD[case]
@@ -167,6 +209,7 @@ def test_bad_inputs(predict: Subject, case: str) -> None:
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
+@pytest.mark.requirement("MLF-INPUT-014")
 def test_too_large_a_batch(predict: Subject) -> None:
     """A batch that the model does not take is an error that names the model's limit."""
     inputs = {name: np.zeros((9, 16), np.float32) for name in ("INPUT0", "INPUT1")}
@@ -175,6 +218,7 @@ def test_too_large_a_batch(predict: Subject) -> None:
     assert caught.value.error_code in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
 
 
+@pytest.mark.requirement("MLF-FORM-015")
 def test_a_long_table(predict: Subject) -> None:
     """A table longer than the model's largest batch is answered whole, row by row in its order."""
     inputs = {

@@ -1,0 +1,61 @@
+"""The suite's own options, on the command line, in the environment and in the ini file, as those of the servers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+from pytest_mlflow_triton.settings import Option, chosen, setting
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["EXPECTATIONS", "OPTIONS", "PROFILE", "REPORT", "SUBJECT", "TARGET", "profile", "subject", "value"]
+
+Subject = Literal["plugin", "server"]
+Profile = Literal["quick", "default", "soak"]
+
+TARGET = Option(
+    "--deployments-target",
+    "the plugin under test: the one that MLflow finds for this target",
+    "TARGET",
+    default="triton",
+)
+SUBJECT = Option(
+    "--subject",
+    "what is under test: a plugin on its server, or the server alone, without plugin and MLflow server",
+    choices=("plugin", "server"),
+    noun="subject",
+    default="plugin",
+)
+PROFILE = Option(
+    "--conformance-profile",
+    "how much is generated: quick (no test marked slow, 10 examples of each property), default (50), soak (2,000, "
+    "others each time)",
+    choices=("quick", "default", "soak"),
+    noun="profile",
+    default="default",
+)
+EXPECTATIONS = Option(
+    "--conformance-expectations",
+    "what the subject is known to fail (lines ID: reason) or to lack (lines lacks FEATURE: reason)",
+    "FILE",
+)
+REPORT = Option(
+    "--conformance-report", "where to write report.json and junit.xml (made if it is not there)", "DIR"
+)
+OPTIONS = (TARGET, SUBJECT, PROFILE, EXPECTATIONS, REPORT)
+
+
+def value(config: pytest.Config, option: Option) -> str:
+    """Find an option's value; empty if there is none."""
+    return setting(config, option).value
+
+
+def subject(config: pytest.Config) -> Subject:
+    """Find what is under test."""
+    return cast("Subject", chosen(config, SUBJECT).value)
+
+
+def profile(config: pytest.Config) -> Profile:
+    """Find how much is generated."""
+    return cast("Profile", chosen(config, PROFILE).value)

@@ -1,0 +1,233 @@
+"""The report of a run: the schema of report.json, and how results of tests become results of requirements.
+
+Everything is a plain JSON value. The number `SCHEMA` changes when a reader of an older report could go wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from mlflow_triton_conformance.catalogue import Requirement
+
+__all__ = ["SCHEMA", "Report", "TestResult", "expectations", "requirements", "verdict"]
+
+SCHEMA = 1
+
+Outcome = Literal["passed", "failed", "skipped", "error"]
+Result = Literal["passed", "failed", "skipped", "not run", "expected failure", "unexpected pass"]
+Verdict = Literal["passed", "failed", "incomplete"]
+
+
+class Suite(TypedDict):
+    """The suite: its distribution and version."""
+
+    name: str
+    version: str
+
+
+class Run(TypedDict):
+    """The run: its start (UTC, ISO 8601), its length in seconds, pytest's arguments, and what was generated."""
+
+    started: str
+    seconds: float
+    arguments: list[str]
+    profile: str
+    seed: str
+
+
+class Lack(TypedDict):
+    """A feature that the file of expectations says that the subject lacks."""
+
+    feature: str
+    reason: str
+
+
+class SubjectUnderTest(TypedDict):
+    """What was tested: for a plugin its target and distribution, for a server its URL and name."""
+
+    kind: str
+    target: str
+    distribution: str
+    version: str
+    lacks: list[Lack]
+
+
+class ServerUnderTest(TypedDict):
+    """The Triton server, as it describes itself; empty if no test asked for it."""
+
+    name: str
+    version: str
+    extensions: list[str]
+    launcher: str
+    url: str
+
+
+class CapabilityFound(TypedDict):
+    """Whether server or plugin have something, and how that is known."""
+
+    present: bool
+    detail: str
+
+
+class Platform(TypedDict):
+    """Versions of what the tests ran with."""
+
+    python: str
+    mlflow: str
+    tritonclient: str
+    os: str
+
+
+class ChapterTitle(TypedDict):
+    """A chapter, in the catalogue's order."""
+
+    id: str
+    title: str
+
+
+class SourceLink(TypedDict):
+    """Where a requirement is written."""
+
+    title: str
+    url: str
+
+
+class RequirementResult(TypedDict):
+    """A requirement, its result with the reason of one that is neither passed nor failed, and its tests."""
+
+    id: str
+    chapter: str
+    level: str
+    sentence: str
+    source: SourceLink
+    needs: list[str]
+    result: Result
+    reason: str
+    tests: list[str]
+
+
+class TestResult(TypedDict):
+    """A test: its outcome, its seconds, and the evidence of a failure.
+
+    The id is what ``pytest --pyargs`` takes. The reason is that of a test that was skipped.
+    """
+
+    __test__: Literal[False]  # type: ignore[misc] # pytest looks for tests by name
+
+    id: str
+    outcome: Outcome
+    seconds: float
+    requirements: list[str]
+    message: str
+    reproduction: str
+    server_log: str
+    reason: str
+
+
+class ExpectationResult(TypedDict):
+    """An expected failure: failed as expected, passed, was not run, or has no such requirement."""
+
+    id: str
+    reason: str
+    result: Literal["failed", "passed", "not run", "no such requirement"]
+
+
+class Report(TypedDict):
+    """All of report.json."""
+
+    schema: int
+    suite: Suite
+    run: Run
+    subject: SubjectUnderTest
+    server: ServerUnderTest
+    capabilities: dict[str, CapabilityFound]
+    platform: Platform
+    verdict: Verdict
+    chapters: list[ChapterTitle]
+    requirements: list[RequirementResult]
+    tests: list[TestResult]
+    latencies: dict[str, list[float]]
+    expectations: list[ExpectationResult]
+
+
+def requirements(
+    catalogue: Iterable[Requirement], tests: Sequence[TestResult], expected: Mapping[str, str]
+) -> list[RequirementResult]:
+    """Find the result of each requirement in those of its tests.
+
+    A requirement is passed if a test of it passed and none failed; it is failed if one failed, unless that test also
+    proves a requirement that is expected to fail: then it is not known what failed in it, and it says nothing.
+
+    Args:
+        catalogue: The requirements.
+        tests: What was run.
+        expected: Why requirements are expected to fail, by id.
+    """
+    found = []
+    for requirement in catalogue:
+        of_it = [test for test in tests if requirement.id in test["requirements"]]
+        result, reason = _result(requirement.id, of_it, expected)
+        found.append(
+            RequirementResult(
+                id=requirement.id,
+                chapter=requirement.chapter,
+                level=requirement.level,
+                sentence=requirement.sentence,
+                source=SourceLink(title=requirement.source.title, url=requirement.source.url),
+                needs=list(requirement.needs),
+                result=result,
+                reason=reason,
+                tests=[test["id"] for test in of_it],
+            )
+        )
+    return found
+
+
+def _result(identifier: str, tests: Sequence[TestResult], expected: Mapping[str, str]) -> tuple[Result, str]:
+    failed = [test for test in tests if test["outcome"] in ("failed", "error")]
+    passed = any(test["outcome"] == "passed" for test in tests)
+    if identifier in expected:
+        if failed:
+            return "expected failure", expected[identifier]
+        if passed:
+            return "unexpected pass", f"expected to fail: {expected[identifier]}"
+    elif any(not expected.keys() & test["requirements"] for test in failed):
+        return "failed", ""
+    elif passed:
+        return "passed", ""
+    elif failed:
+        others = sorted(set().union(*(expected.keys() & test["requirements"] for test in failed)))
+        return "not run", f"its tests failed as expected for {', '.join(others)}"
+    if tests:
+        return "skipped", "; ".join(dict.fromkeys(test["reason"] for test in tests))
+    return "not run", "no test of it was run"
+
+
+def expectations(
+    expected: Mapping[str, str], results: Iterable[RequirementResult]
+) -> list[ExpectationResult]:
+    """Say what has become of each expected failure."""
+    found = {it["id"]: it["result"] for it in results}
+    become: dict[Any, Literal["failed", "passed", "not run", "no such requirement"]] = {
+        "expected failure": "failed",
+        "unexpected pass": "passed",
+        None: "no such requirement",
+    }
+    return [
+        ExpectationResult(id=name, reason=reason, result=become.get(found.get(name), "not run"))
+        for name, reason in expected.items()
+    ]
+
+
+def verdict(results: Iterable[RequirementResult]) -> Verdict:
+    """Judge: failed if any MUST failed unexpectedly, incomplete if any was not run, else passed.
+
+    What was skipped does not apply. A SHOULD does not count.
+    """
+    found = {it["result"] for it in results if it["level"] == "MUST"}
+    if "failed" in found:
+        return "failed"
+    return "incomplete" if "not run" in found else "passed"

@@ -1,0 +1,171 @@
+"""The results of the tests: taken from pytest's reports where a test runs, collected where the run is reported."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from mlflow_triton_conformance.report import CapabilityFound, ServerUnderTest, TestResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pytest
+
+__all__ = ["NO_SERVER", "Evidence", "Facts", "Phase", "Results", "test_id"]
+
+PACKAGE = Path(__file__).parent
+TENSORS = "tensors of this failure, to paste into Python"
+"""The section with which `pytest_mlflow_triton` reports a comparison."""
+EXAMPLE = re.compile(r"^(?:E? *)(Falsifying example: .*?^(?:E? *)\))", re.MULTILINE | re.DOTALL)
+"""How Hypothesis reports the input of a failure."""
+MARGIN = re.compile(r"^E? {0,6}", re.MULTILINE)
+LONGEST = 20_000
+"""Characters of a message, and of a log."""
+
+NO_SERVER = ServerUnderTest(name="", version="", extensions=[], launcher="", url="")
+
+
+class Facts(TypedDict):
+    """What a process has found out about server and plugin."""
+
+    server: ServerUnderTest
+    capabilities: dict[str, CapabilityFound]
+
+
+class Phase(TypedDict):
+    """What setup, call or teardown of a test adds to its result."""
+
+    test: str
+    requirements: list[str]
+    failed: bool
+    skipped: bool
+    message: str
+    reproduction: str
+    server_log: str
+    reason: str
+    latencies: dict[str, list[float]]
+    facts: Facts | None
+
+
+def test_id(nodeid: str, path: Path) -> str:
+    """Return a test's name, which ``pytest --pyargs`` takes, and which does not depend on the directory of the run."""
+    _, separator, rest = nodeid.partition("::")
+    if path.parent == PACKAGE:
+        return f"{PACKAGE.name}.{path.stem}{separator}{rest}"
+    return nodeid
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What this process knows of its tests.
+
+    Attributes:
+        facts: About server and plugin, until a report has taken them along.
+        latencies: Seconds that the running test has measured, by what took them.
+    """
+
+    facts: Facts | None = None
+    latencies: dict[str, list[float]] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def latency(self, name: str) -> Iterator[None]:
+        """Measure how long something takes that went well."""
+        started = time.perf_counter()
+        yield
+        self.latencies.setdefault(name, []).append(time.perf_counter() - started)
+
+    def of(self, item: pytest.Item, report: pytest.TestReport, proves: list[str]) -> Phase:
+        """Take what a report says of a phase of a test."""
+        name = test_id(item.nodeid, item.path)
+        phase = Phase(
+            test=name,
+            requirements=proves,
+            failed=report.failed,
+            skipped=report.skipped,
+            message="",
+            reproduction="",
+            server_log="",
+            reason="",
+            latencies=self.latencies,
+            facts=self.facts,
+        )
+        self.latencies, self.facts = {}, None
+        if report.failed:
+            phase["message"] = _message(report)[:LONGEST]
+            phase["reproduction"] = _reproduction(report, name)
+            logs = [f"{title}\n{text}" for title, text in report.sections if " log" in title]
+            phase["server_log"] = "\n\n".join(logs)[-LONGEST:]
+        elif report.skipped:
+            longrepr = report.longrepr
+            text = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+            phase["reason"] = text.removeprefix("Skipped: ")
+        return phase
+
+
+def _message(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message) if crash is not None else report.longreprtext
+
+
+def _reproduction(report: pytest.TestReport, name: str) -> str:
+    """Return the command that runs the test alone, and the input of the failure where it is known."""
+    parts = [f"pytest --pyargs {shlex.quote(name)}"]
+    parts += [MARGIN.sub("", example) for example in EXAMPLE.findall(report.longreprtext)[:1]]
+    parts += [text for title, text in report.sections if title == TENSORS]
+    return "\n\n".join(parts)[:LONGEST]
+
+
+@dataclass(slots=True)
+class Results:
+    """What the run has come to so far.
+
+    Attributes:
+        tests: The tests' results by id, in the order in which the tests began.
+        server: The server, as the first process that asked it found it.
+        capabilities: The same of what server and plugin have.
+        latencies: Seconds by what took them.
+    """
+
+    tests: dict[str, TestResult] = field(default_factory=dict)
+    server: ServerUnderTest = field(default_factory=lambda: NO_SERVER)
+    capabilities: dict[str, CapabilityFound] = field(default_factory=dict)
+    latencies: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, report: pytest.TestReport) -> None:
+        """Add a phase of a test, if it is one of the suite's."""
+        phase: Phase | None = getattr(report, "conformance", None)
+        if phase is None:
+            return
+        test = self.tests.setdefault(
+            phase["test"],
+            TestResult(
+                id=phase["test"],
+                outcome="passed",
+                seconds=0.0,
+                requirements=phase["requirements"],
+                message="",
+                reproduction="",
+                server_log="",
+                reason="",
+            ),
+        )
+        test["seconds"] = round(test["seconds"] + report.duration, 3)
+        if phase["failed"] and test["outcome"] not in ("failed", "error"):
+            test["outcome"] = "failed" if report.when == "call" else "error"
+            test["message"] = phase["message"]
+            test["reproduction"] = phase["reproduction"]
+            test["server_log"] = phase["server_log"]
+        elif phase["skipped"] and test["outcome"] == "passed":
+            test["outcome"] = "skipped"
+            test["reason"] = phase["reason"]
+        for name, seconds in phase["latencies"].items():
+            self.latencies.setdefault(name, []).extend(round(it, 6) for it in seconds)
+        if phase["facts"] is not None and not self.server["name"]:
+            self.server = phase["facts"]["server"]
+            self.capabilities = phase["facts"]["capabilities"]
