@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton_conformance.protocol import Protocol
 
-__all__ = ["CPU", "placed", "python_model", "serving", "write"]
+__all__ = ["CONFIG", "CPU", "KINDS", "placed", "python_model", "serving", "write"]
 
 CPU = "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
 
@@ -113,10 +113,12 @@ class TritonPythonModel:
 """
 _SUM_CONFIG = """\
 backend: "python"
-max_batch_size: 1
+max_batch_size: 4
 input [ { name: "x" data_type: TYPE_INT32 dims: [ 1 ] } ]
 output [ { name: "y" data_type: TYPE_INT32 dims: [ 1 ] } ]
 sequence_batching {
+  max_sequence_idle_microseconds: 60000000
+  oldest { max_candidate_sequences: 4 }
   control_input [
     { name: "start" control [ { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } ] },
     { name: "id" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } ] }
@@ -160,7 +162,7 @@ ensemble_scheduling {{ step [ {step("x", "between")}, {step("between", "y")} ] }
 
 
 #: What each kind of model is made of: files by their path in the model's directory.
-_KINDS: dict[str, dict[str, str]] = {
+KINDS: dict[str, dict[str, str]] = {
     "echo": {"config.pbtxt": _ECHO_CONFIG, "1/model.py": _ECHO},
     "add": {"config.pbtxt": _ADD_CONFIG + CPU, "1/model.py": _ADD, "labels.txt": "zero\none\ntwo\nthree\n"},
     "sum": {"config.pbtxt": _SUM_CONFIG + CPU, "1/model.py": _SUM},
@@ -222,18 +224,20 @@ def placed(protocol: Protocol, name: str, files: Mapping[str, str | bytes]) -> I
 def serving(protocol: Protocol, prefix: str) -> Iterator[dict[str, str]]:
     """Serve a model of each kind, and an ensemble of two steps; yield their names by their kind."""
     root = protocol.server.model_repository
-    names = {kind: f"{prefix}-{kind}" for kind in (*_KINDS, "ensemble")}
-    for kind, files in _KINDS.items():
+    names = {kind: f"{prefix}-{kind}" for kind in (*KINDS, "ensemble")}
+    for kind, files in KINDS.items():
         write(root / names[kind], files)
     write(root / names["ensemble"], {"config.pbtxt": _ensemble(names["add"]), "1/": ""})
     try:
         with ThreadPoolExecutor() as pool:
-            for answer in pool.map(protocol.load, (names[kind] for kind in _KINDS)):
+            for answer in pool.map(protocol.load, (names[kind] for kind in KINDS)):
                 assert answer.status == 200, answer
         answer = protocol.load(names["ensemble"])
         assert answer.status == 200, answer
         yield names
     finally:
-        for kind in reversed(names):
-            protocol.remove(names[kind])
-            shutil.rmtree(root / names[kind])
+        for name in reversed(names.values()):
+            protocol.unload(name)
+        for name in names.values():
+            protocol.remove(name)
+            shutil.rmtree(root / name)

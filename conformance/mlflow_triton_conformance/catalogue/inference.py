@@ -173,14 +173,12 @@ REQUIREMENTS = (
         "OIP-GEN-001",
         "The generate endpoint takes inputs as JSON fields, and answers outputs as such.",
         GENERATE,
-        "extension:generate",
         Z,
     ),
     should(
         "OIP-GEN-002",
         "The generate_stream endpoint answers each response as an event.",
         GENERATE,
-        "extension:generate",
         Z,
     ),
 )
