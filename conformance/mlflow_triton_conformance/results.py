@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -22,9 +21,6 @@ __all__ = ["NO_SERVER", "Evidence", "Facts", "Phase", "Results", "test_id"]
 PACKAGE = Path(__file__).parent
 TENSORS = "tensors of this failure, to paste into Python"
 """The section with which `pytest_mlflow_triton` reports a comparison."""
-EXAMPLE = re.compile(r"^(?:E? *)(Falsifying example: .*?^(?:E? *)\))", re.MULTILINE | re.DOTALL)
-"""How Hypothesis reports the input of a failure."""
-MARGIN = re.compile(r"^E? {0,6}", re.MULTILINE)
 LONGEST = 20_000
 """Characters of a message, and of a log."""
 
@@ -114,9 +110,8 @@ def _message(report: pytest.TestReport) -> str:
 
 
 def _reproduction(report: pytest.TestReport, name: str) -> str:
-    """Return the command that runs the test alone, and the input of the failure where it is known."""
+    """Return the command that runs the test alone, and the tensors of a comparison that failed."""
     parts = [f"pytest --pyargs {shlex.quote(name)}"]
-    parts += [MARGIN.sub("", example) for example in EXAMPLE.findall(report.longreprtext)[:1]]
     parts += [text for title, text in report.sections if title == TENSORS]
     return "\n\n".join(parts)[:LONGEST]
 

@@ -70,7 +70,9 @@ def test_json(protocol: Protocol, zoo: dict[str, str], datatype: str, data: st.D
     returned = [it.encode() for it in found["data"]] if datatype == "BYTES" else found["data"]
     actual = np.empty(len(returned), NUMPY[datatype])
     actual[:] = returned
-    assert_tensors_equal(actual.reshape(array.shape), array, inputs={f"IN_{datatype}": array})
+    # A decimal number that is read twice may end up beside where it began, and does in Triton.
+    place = {"rtol": float(np.finfo(array.dtype).eps), "atol": 1e-44} if array.dtype.kind == "f" else {}
+    assert_tensors_equal(actual.reshape(array.shape), array, **place, inputs={f"IN_{datatype}": array})
 
 
 def _has_json(array: Array) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton_conformance.protocol import Protocol
 
-__all__ = ["CONFIG", "CPU", "KINDS", "placed", "python_model", "serving", "write"]
+__all__ = ["CONFIG", "CPU", "KINDS", "ensemble", "placed", "python_model", "serving", "write"]
 
 CPU = "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
 
@@ -147,18 +147,21 @@ output [ { name: "y" data_type: TYPE_INT32 dims: [ 1 ] } ]
 """
 
 
-def _ensemble(part: str) -> str:
+def ensemble(part: str) -> dict[str, str]:
+    """Return the files of an ensemble that gives its input to a model twice, one after the other."""
+
     def step(given: str, made: str) -> str:
         return f"""{{ model_name: "{part}" model_version: -1
       input_map {{ key: "x" value: "{given}" }} output_map {{ key: "y" value: "{made}" }} }}"""
 
-    return f"""\
+    config = f"""\
 platform: "ensemble"
 max_batch_size: 4
 input [ {{ name: "x" data_type: TYPE_FP32 dims: [ -1 ] }} ]
 output [ {{ name: "y" data_type: TYPE_FP32 dims: [ -1 ] }} ]
 ensemble_scheduling {{ step [ {step("x", "between")}, {step("between", "y")} ] }}
 """
+    return {"config.pbtxt": config, "1/": ""}
 
 
 #: What each kind of model is made of: files by their path in the model's directory.
@@ -227,7 +230,7 @@ def serving(protocol: Protocol, prefix: str) -> Iterator[dict[str, str]]:
     names = {kind: f"{prefix}-{kind}" for kind in (*KINDS, "ensemble")}
     for kind, files in KINDS.items():
         write(root / names[kind], files)
-    write(root / names["ensemble"], {"config.pbtxt": _ensemble(names["add"]), "1/": ""})
+    write(root / names["ensemble"], ensemble(names["add"]))
     try:
         with ThreadPoolExecutor() as pool:
             for answer in pool.map(protocol.load, (names[kind] for kind in KINDS)):

@@ -47,7 +47,7 @@ def _of_each_datatype() -> tuple[Requirement, ...]:
     json = tuple(
         must(
             f"OIP-JSON-{number:03}",
-            f"Any {datatype} tensor comes back with its values over HTTP, as JSON.",
+            f"Any {datatype} tensor comes back with its values over HTTP, as JSON, floats to the last digit but one.",
             OIP_REST,
             Z,
         )
