@@ -86,8 +86,13 @@ _UNTOLD = {
 }
 
 
-def of_server(server: TritonServer) -> Facts:
-    """Ask a server what it is, and try what it does not tell."""
+def of_server(server: TritonServer, *, gpu: bool) -> Facts:
+    """Ask a server what it is, and try what it does not tell.
+
+    Args:
+        server: The server.
+        gpu: Whether it may have a GPU, so that it is worth to ask.
+    """
     with urllib.request.urlopen(f"{server.http_url}/v2", timeout=10) as answer:
         told = json.load(answer)
     extensions = [str(name) for name in told.get("extensions", [])]
@@ -101,7 +106,10 @@ def of_server(server: TritonServer) -> Facts:
     )
     found["metrics"] = _metrics(server)
     found["shared memory"] = _shared_memory(server, extensions)
-    found["gpu"] = _gpu(server, python=found["backend:python"]["present"])
+    if gpu:
+        found["gpu"] = _gpu(server, python=found["backend:python"]["present"])
+    else:
+        found["gpu"] = CapabilityFound(present=False, detail="the server was given none (--triton-gpu)")
     described = ServerUnderTest(
         name=str(told.get("name", "")),
         version=str(told.get("version", "")),
@@ -139,22 +147,24 @@ def _backends(server: TritonServer) -> dict[str, CapabilityFound]:
     settings = Settings.parse("triton", environment)
     control = Control(HttpEndpoint(settings), settings)
     names = {backend: f"trial-{uuid.uuid4().hex[:8]}" for backend in BACKENDS}
-    reasons: dict[str, str | None] = {}
-    for backend, name in names.items():
-        try:
-            reasons[backend] = load_trial(control, backend, name, version=1, timeout=_TIMEOUT)
-        except TritonPluginError as error:
-            reasons[backend] = error.message
+    reasons = {backend: _trial(control, backend, name) for backend, name in names.items()}
     works = [backend for backend, reason in reasons.items() if reason is None]
     for backend, reason in reasons.items():
         if (
             reason is not None and works
         ):  # a failed load makes the server unready until one of that name succeeds
-            load_trial(control, works[0], names[backend], version=1, timeout=_TIMEOUT)
+            _trial(control, works[0], names[backend])
     return {
         f"backend:{backend}": CapabilityFound(present=reason is None, detail=reason or "loads a trial model")
         for backend, reason in reasons.items()
     }
+
+
+def _trial(control: Control, backend: str, name: str) -> str | None:
+    try:
+        return load_trial(control, backend, name, version=1, timeout=_TIMEOUT)
+    except TritonPluginError as error:
+        return error.message
 
 
 def _metrics(server: TritonServer) -> CapabilityFound:

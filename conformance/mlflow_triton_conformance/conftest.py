@@ -19,6 +19,7 @@ from mlflow_triton_conformance import options, plugin
 from mlflow_triton_conformance.protocol import Protocol
 from mlflow_triton_conformance.zoo import serving
 from pytest_mlflow_triton.fixtures.deployments import unique_name
+from pytest_mlflow_triton.options import resolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,7 +68,8 @@ def target(pytestconfig: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def capabilities(request: pytest.FixtureRequest, triton_server: TritonServer, target: str) -> Capabilities:
     """What server and plugin have."""
-    facts = discovery.of_server(triton_server)
+    gpu = triton_server.launcher == "attached" or resolved(request.config).gpu != "off"
+    facts = discovery.of_server(triton_server, gpu=gpu)
     expected = request.config.stash[plugin.EXPECTATIONS]
     if options.subject(request.config) == "plugin":
         with pytest.MonkeyPatch.context() as patch:

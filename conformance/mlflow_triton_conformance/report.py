@@ -189,21 +189,22 @@ def requirements(
 def _result(identifier: str, tests: Sequence[TestResult], expected: Mapping[str, str]) -> tuple[Result, str]:
     failed = [test for test in tests if test["outcome"] in ("failed", "error")]
     passed = any(test["outcome"] == "passed" for test in tests)
-    if identifier in expected:
-        if failed:
-            return "expected failure", expected[identifier]
-        if passed:
-            return "unexpected pass", f"expected to fail: {expected[identifier]}"
+    result: Result = "not run"
+    reason = "no test of it was run"
+    if identifier in expected and failed:
+        result, reason = "expected failure", expected[identifier]
+    elif identifier in expected and passed:
+        result, reason = "unexpected pass", f"expected to fail: {expected[identifier]}"
     elif any(not expected.keys() & test["requirements"] for test in failed):
-        return "failed", ""
+        result, reason = "failed", ""
     elif passed:
-        return "passed", ""
+        result, reason = "passed", ""
     elif failed:
         others = sorted(set().union(*(expected.keys() & test["requirements"] for test in failed)))
-        return "not run", f"its tests failed as expected for {', '.join(others)}"
-    if tests:
-        return "skipped", "; ".join(dict.fromkeys(test["reason"] for test in tests))
-    return "not run", "no test of it was run"
+        reason = f"its tests failed as expected for {', '.join(others)}"
+    elif tests:
+        result, reason = "skipped", "; ".join(dict.fromkeys(test["reason"] for test in tests))
+    return result, reason
 
 
 def expectations(

@@ -7,7 +7,7 @@ import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from mlflow_triton_conformance.report import CapabilityFound, ServerUnderTest, TestResult
 

@@ -45,22 +45,7 @@ def cli_name(deployment_client: Any, deployment_name: str) -> str:
     return deployment_name
 
 
-@pytest.mark.requirement(
-    "MLF-CREATE-001",
-    "MLF-CREATE-002",
-    "MLF-LIST-001",
-    "MLF-LIST-002",
-    "MLF-GET-001",
-    "MLF-GET-003",
-    "MLF-SETTING-001",
-    "MLF-SETTING-002",
-    "MLF-UPDATE-001",
-    "MLF-DELETE-001",
-    "MLF-FLAVOR-001",
-    "MLF-FLAVOR-002",
-    "MLF-URI-001",
-    "MLF-TENSOR-002",
-)
+@pytest.mark.requirement("MLF-FLAVOR-001", "MLF-FLAVOR-002", "MLF-URI-001", "MLF-TENSOR-002")
 def test_python(
     deployment_client: Any, deployment_name: str, published: tuple[str, Callable[[], str]]
 ) -> None:

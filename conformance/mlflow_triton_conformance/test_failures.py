@@ -269,7 +269,7 @@ def test_options(deployment_client: Any, serving: str, good: str, world: Callabl
     assert world() == before
 
 
-@pytest.mark.requirement("MLF-CREATE-003", "MLF-CREATE-005", "MLF-CREATE-006", "MLF-LIST-003", "MLF-SEC-005")
+@pytest.mark.requirement("MLF-CREATE-006", "MLF-LIST-003", "MLF-SEC-005")
 def test_names_that_are_taken(
     deployment_client: Any,
     serving: str,
@@ -465,9 +465,7 @@ def test_without_grpc(
     client.delete_deployment(deployment_name)
 
 
-@pytest.mark.requirement(
-    "MLF-UPDATE-003", "MLF-DELETE-002", "MLF-GET-002", "MLF-PREDICT-002", "MLF-ERROR-019"
-)
+@pytest.mark.requirement("MLF-ERROR-019")
 def test_missing_deployment(deployment_client: Any, deployment_name: str, good: str) -> None:
     """A name that nothing has is RESOURCE_DOES_NOT_EXIST, except for delete, which MLflow wants idempotent."""
     for call in (

@@ -32,7 +32,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "too many elements": (request(tensor("x", "FP32", [1, 1], ROW)), "hape"),
     "unknown output": (request(GOOD, outputs=[{"name": "nothing"}]), "nothing"),
     "no JSON": (b"{'inputs'", ""),
-    "exception in the model": (request(tensor("x", "FP32", [1, 1], [-1e39])), "the model says no"),
+    "error of the model": (request(tensor("x", "FP32", [1, 1], [-1e39])), "the model says no"),
+    "exception in the model": (request(tensor("x", "FP32", [1, 1], [1e39])), "the model fails"),
     "too large a batch": (request(tensor("x", "FP32", [5, 1], [0.0] * 5)), "4"),
 }
 
@@ -67,6 +68,7 @@ def test_unknown_version(protocol: Protocol, zoo: dict[str, str]) -> None:
             "too many elements": "OIP-ERROR-006",
             "unknown output": "OIP-ERROR-007",
             "no JSON": "OIP-ERROR-008",
+            "error of the model": "OIP-ERROR-010",
             "exception in the model": "OIP-ERROR-010",
             "too large a batch": "OIP-ERROR-011",
         }

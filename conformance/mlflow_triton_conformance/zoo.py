@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_triton_conformance.catalogue.datatypes import DATATYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from mlflow_triton_conformance.protocol import Protocol
 
@@ -43,8 +43,8 @@ _ECHO_CONFIG = (
     )
 )
 
-#: y = x + the parameter step; z says what the request's own parameters and shape were. Negative infinity raises.
-#: NaN waits; a value of -1000 ends the model's process.
+#: y = x + the parameter step; z says what the request's own parameters and shape were. Negative infinity is
+#: answered with an error, positive infinity raises, NaN waits; a value of -1000 ends the model's process.
 _ADD = """\
 import json
 import os
@@ -65,6 +65,8 @@ class TritonPythonModel:
         x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
         if np.isneginf(x).any():
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("the model says no"))
+        if np.isposinf(x).any():
+            raise ValueError("the model fails")
         if np.isnan(x).any():
             time.sleep(1.0)
         if (x == -1000).any():

@@ -7,9 +7,9 @@ from mlflow_triton_conformance.catalogue.sources import (
     DEPLOYMENTS,
     MODEL_FORMAT,
     NVIDIA_PLUGIN,
-    ONNX_FLAVOR,
     OIP_GRPC,
     OIP_REST,
+    ONNX_FLAVOR,
     REPOSITORY,
     SHARED_MEMORY,
 )
@@ -119,7 +119,7 @@ REQUIREMENTS = (
     must("OIP-ERROR-009", "A request to an unknown version is refused.", OIP_REST, Z),
     must(
         "OIP-ERROR-010",
-        "An exception in a model is an error of that request, with the exception's text.",
+        "An exception in a model, and an error that it answers, is an error of that request with its text.",
         OIP_REST,
         Z,
     ),

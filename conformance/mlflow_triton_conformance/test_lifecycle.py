@@ -1,0 +1,136 @@
+"""A deployment is what was asked for, or what it was before, whatever happened."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pytest
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+
+from mlflow_triton_conformance import models, options, plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlflow_triton_conformance.protocol import Protocol
+
+requirement = pytest.mark.requirement
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
+    """Save a model that adds a value, or that no server can load if it is to add nothing; return its path."""
+    paths: dict[float, str] = {}
+
+    def save(value: float) -> str:
+        if value not in paths:
+            path = tmp_path_factory.mktemp("saved") / "model"
+            mlflow.onnx.save_model(models.constant(value), str(path), pip_requirements=["onnx"])
+            if value == 0:
+                (path / "model.onnx").write_bytes(models.unloadable().SerializeToString())
+            paths[value] = str(path)
+        return paths[value]
+
+    return save
+
+
+def adds(client: Any, name: str) -> float:
+    """Ask a deployment what it adds."""
+    return float(client.predict(name, {"x": [[0]]})["outputs"]["y"][0][0])
+
+
+@requirement("MLF-LIFE-012", "MLF-LIFE-013", "MLF-LIFE-014", "MLF-LIFE-007")
+def test_unloaded_by_somebody_else(
+    deployment_client: Any, deployment_name: str, saved: Callable[[float], str], protocol: Protocol
+) -> None:
+    """A deployment that somebody unloaded is listed as such, and can be updated, deleted and created again."""
+    client, name = deployment_client, deployment_name
+    client.create_deployment(name, saved(1.0), flavor="onnx")
+    protocol.remove(name)
+    (entry,) = [it for it in client.list_deployments() if it["name"] == name]
+    assert entry["state"] != "READY"
+    client.update_deployment(name, saved(2.0), flavor="onnx")
+    assert adds(client, name) == 2.0
+    protocol.remove(name)
+    client.delete_deployment(name)
+    assert not (protocol.server.model_repository / name).exists()
+    client.create_deployment(name, saved(1.0), flavor="onnx")
+    assert adds(client, name) == 1.0
+
+
+@requirement("MLF-LIFE-010", "MLF-OBS-001")
+def test_changed_by_hand(
+    deployment_client: Any, deployment_name: str, saved: Callable[[float], str], protocol: Protocol
+) -> None:
+    """What get_deployment says of a deployment as published changes when a file of it does."""
+    client, name = deployment_client, deployment_name
+    client.create_deployment(name, saved(1.0), flavor="onnx")
+    before = client.get_deployment(name)
+    assert before["in_sync"] is True
+    file = protocol.server.model_repository / name / "1" / "model.onnx"
+    file.write_bytes(models.constant(9.0).SerializeToString())
+    os.utime(file, (1, 1))
+    after = client.get_deployment(name)
+    assert after["in_sync"] is False
+    assert after != before
+
+
+#: Operations of one deployment: the value to deploy, where 0 cannot be loaded.
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["create", "update"]), st.sampled_from([0.0, 1.0, 2.0])),
+        st.just(("delete", 0.0)),
+    ),
+    min_size=3,
+    max_size=6,
+)
+EXAMPLES = {"quick": 1, "default": 2, "soak": 100}
+
+
+@pytest.mark.slow
+@requirement("MLF-LIFE-011")
+def test_any_sequence(
+    deployment_client: Any,
+    deployment_name: str,
+    saved: Callable[[float], str],
+    protocol: Protocol,
+    pytestconfig: pytest.Config,
+) -> None:
+    """After each of any operations, the verbs, the server and the repository say what a dict would."""
+    client = deployment_client
+    number = iter(range(1_000_000))
+
+    def check(name: str, value: float | None) -> None:
+        listed = [it["name"] for it in client.list_deployments()].count(name)
+        there = (protocol.server.model_repository / name).exists()
+        assert (listed, there, protocol.is_ready(name)) == (
+            (0, False, False) if value is None else (1, True, True)
+        )
+        if value is not None:
+            assert adds(client, name) == value
+
+    @seed(pytestconfig.stash[plugin.SEED])
+    @settings(max_examples=EXAMPLES[options.profile(pytestconfig)])
+    @given(steps=STEPS)
+    def run(steps: list[tuple[str, float]]) -> None:
+        name, value = f"{deployment_name}-{next(number)}", None
+        try:
+            for verb, new in steps:
+                fits = verb == "delete" or (new != 0 and (value is None) == (verb == "create"))
+                try:
+                    if verb == "delete":
+                        client.delete_deployment(name)
+                    else:
+                        getattr(client, f"{verb}_deployment")(name, saved(new), flavor="onnx")
+                    assert fits, f"{verb} of {new} on {value} was no error"
+                    value = None if verb == "delete" else new
+                except mlflow.exceptions.MlflowException:
+                    assert not fits
+                check(name, value)
+        finally:
+            protocol.remove(name)
+
+    run()

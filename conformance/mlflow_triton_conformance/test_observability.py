@@ -1,0 +1,112 @@
+"""What can be seen of models in a server, without any plugin."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlflow_triton_conformance.wire import request, tensor
+
+if TYPE_CHECKING:
+    from mlflow_triton_conformance.protocol import Protocol
+
+requirement = pytest.mark.requirement
+GOOD = request(tensor("x", "FP32", [2, 1], [1.0, 2.0]))
+BAD = request(tensor("x", "FP32", [1, 1], [1e39]))  # infinity, at which the model raises
+
+
+def statistics(protocol: Protocol, model: str) -> dict[str, Any]:
+    """Return the statistics of a model's only version."""
+    (found,) = protocol.get(f"/models/{model}/stats").json["model_stats"]
+    return dict(found)
+
+
+def counts(found: dict[str, Any]) -> tuple[int, int]:
+    """Return how many requests succeeded and failed."""
+    return tuple(found["inference_stats"][kind].get("count", 0) for kind in ("success", "fail"))  # type: ignore[return-value]
+
+
+@requirement("TRT-STAT-001", "TRT-STAT-002", "TRT-STAT-003")
+def test_statistics(protocol: Protocol, zoo: dict[str, str]) -> None:
+    """Two requests of two rows that succeed and one that fails are counted as such, with their time."""
+    before = statistics(protocol, zoo["add"])
+    assert [protocol.infer(zoo["add"], it).status == 200 for it in (GOOD, GOOD, BAD)] == [True, True, False]
+    after = statistics(protocol, zoo["add"])
+    (good, bad), (new_good, new_bad) = counts(before), counts(after)
+    assert (new_good - good, new_bad - bad) == (2, 1)
+    assert after["inference_count"] - before["inference_count"] == 4
+    assert after["inference_stats"]["success"]["ns"] > before["inference_stats"]["success"].get("ns", 0)
+    assert 2 in [batch["batch_size"] for batch in after["batch_stats"]]
+
+
+@requirement("TRT-STAT-004")
+def test_statistics_over_grpc(protocol: Protocol, grpc: Any, zoo: dict[str, str]) -> None:
+    """GRPC tells the counts that HTTP tells."""
+    assert protocol.infer(zoo["add"], GOOD).status == 200
+    (told,) = grpc.get_inference_statistics(zoo["add"]).model_stats
+    expected = statistics(protocol, zoo["add"])
+    assert (told.name, told.version, told.inference_count) == (zoo["add"], "1", expected["inference_count"])
+    assert (told.inference_stats.success.count, told.inference_stats.fail.count) == counts(expected)
+
+
+@requirement("TRT-STAT-005")
+def test_statistics_of_an_unknown_model(protocol: Protocol) -> None:
+    """A model that nobody has has no statistics."""
+    assert protocol.get("/models/no-such-model/stats").error
+
+
+def metrics(protocol: Protocol) -> str:
+    """Read the metrics."""
+    with urllib.request.urlopen(str(protocol.server.metrics_url), timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def metric(protocol: Protocol, name: str, model: str) -> float:
+    """Add up a metric of a model."""
+    lines = re.findall(
+        rf'^{name}\{{[^}}]*model="{re.escape(model)}"[^}}]*\}} (\S+)$', metrics(protocol), re.MULTILINE
+    )
+    return sum(map(float, lines))
+
+
+@requirement("TRT-METRIC-001")
+def test_metrics(protocol: Protocol, zoo: dict[str, str]) -> None:
+    """Each line is a comment, or a metric with labels and a number."""
+    text = metrics(protocol)
+    assert "# TYPE nv_inference_request_success counter" in text
+    pattern = re.compile(r'[a-z_]+(\{([a-z_]+="[^"]*",?)*\})? [-+.\deEinfNa]+')
+    assert [
+        line for line in text.splitlines() if line[:1] not in ("#", "") and not pattern.fullmatch(line)
+    ] == []
+
+
+@requirement("TRT-METRIC-002", "TRT-METRIC-003")
+def test_counters(protocol: Protocol, zoo: dict[str, str]) -> None:
+    """A request that succeeds and one that fails count each in its own metric."""
+    names = ("nv_inference_request_success", "nv_inference_request_failure")
+    before = [metric(protocol, name, zoo["add"]) for name in names]
+    assert [protocol.infer(zoo["add"], it).status == 200 for it in (GOOD, BAD)] == [True, False]
+    after = [metric(protocol, name, zoo["add"]) for name in names]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [1.0, 1.0]
+
+
+@requirement("TRT-LOG-001")
+def test_log_settings(protocol: Protocol) -> None:
+    """A log setting can be read and set, and is then what it was set to."""
+    before = protocol.get("/logging").json
+    other = {"log_verbose_level": 0, "log_warning": not before["log_warning"]}
+    try:
+        assert protocol.post("/logging", other).status == 200
+        assert protocol.get("/logging").json == before | other
+    finally:
+        protocol.post("/logging", {name: before[name] for name in other})
+    assert protocol.get("/logging").json == before
+
+
+@requirement("TRT-TRACE-001")
+def test_trace_settings(protocol: Protocol) -> None:
+    """The trace settings are told."""
+    assert {"trace_level", "trace_rate"} <= protocol.get("/trace/setting").json.keys()
