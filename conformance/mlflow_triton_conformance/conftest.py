@@ -16,6 +16,7 @@ from tritonclient.grpc import InferenceServerClient
 
 from mlflow_triton_conformance import capabilities as discovery
 from mlflow_triton_conformance import options, plugin
+from mlflow_triton_conformance.catalogue import CATALOGUE
 from mlflow_triton_conformance.protocol import Protocol
 from mlflow_triton_conformance.zoo import serving
 from pytest_mlflow_triton.fixtures.deployments import unique_name
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflow_triton_conformance.capabilities import Capabilities
+    from mlflow_triton_conformance.report import CapabilityFound
     from pytest_mlflow_triton.fixtures.servers import Isolation
     from pytest_mlflow_triton.handles import MlflowServer, TritonServer
 
@@ -81,7 +83,7 @@ def capabilities(request: pytest.FixtureRequest, triton_server: TritonServer, ta
     return discovery.Capabilities(facts["capabilities"], expected.lacks)
 
 
-def of_plugin(target: str) -> dict[str, discovery.CapabilityFound]:
+def of_plugin(target: str) -> dict[str, CapabilityFound]:
     """Find what the plugin under test has."""
     from mlflow.deployments import get_deploy_client  # noqa: PLC0415 - slow, and a server alone does not need it
 
@@ -105,7 +107,7 @@ def plugin_module(scheme: str) -> Any:
 def _applies(request: pytest.FixtureRequest, capabilities: Capabilities) -> None:
     """Skip what needs a capability that is missing, by its name."""
     names = plugin.identifiers(request.node)
-    needs = dict.fromkeys(need for name in names for need in plugin.CATALOGUE[name].needs)
+    needs = dict.fromkeys(need for name in names for need in CATALOGUE[name].needs)
     if reason := capabilities.missing(needs):
         pytest.skip(f"does not apply without {reason}")
 

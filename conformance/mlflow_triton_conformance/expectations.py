@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Expectations", "InvalidExpectations"]
 
-_LINE = re.compile(r"(?P<lacks>lacks\s+)?(?P<name>[^:\s]+(?::[^:\s]+)?)\s*:\s+(?P<reason>\S.*)")
+_LINE = re.compile(r"(?:lacks\s+(?P<feature>\S.*?)|(?P<id>[\w.-]+)):\s+(?P<reason>\S.*)")
 
 
 class InvalidExpectations(Exception):
@@ -54,10 +54,10 @@ class Expectations:
             if not found:
                 wrong.append(f"{file}:{number}: {line!r} is neither 'ID: reason' nor 'lacks FEATURE: reason'")
                 continue
-            place = lacks if found["lacks"] else failures
-            if found["name"] in place:
-                wrong.append(f"{file}:{number}: {found['name']} stands there twice")
-            place[found["name"]] = found["reason"]
+            place, name = (lacks, found["feature"]) if found["feature"] else (failures, found["id"])
+            if name in place:
+                wrong.append(f"{file}:{number}: {name} stands there twice")
+            place[name] = found["reason"]
         if wrong:
             raise InvalidExpectations("; ".join(wrong))
         return cls(failures, lacks)

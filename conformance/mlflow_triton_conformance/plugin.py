@@ -19,7 +19,7 @@ from mlflow_triton_conformance import options, plugins, report, summary
 from mlflow_triton_conformance.catalogue import CATALOGUE, CHAPTERS
 from mlflow_triton_conformance.expectations import Expectations, InvalidExpectations
 from mlflow_triton_conformance.report import Report, SubjectUnderTest
-from mlflow_triton_conformance.results import Evidence, Results
+from mlflow_triton_conformance.results import PHASE, Evidence, Results
 from pytest_mlflow_triton import settings
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Seed the suite's properties; leave out what is slow of a quick run."""
     ours = [item for item in items if item.get_closest_marker(MARKER)]
     for item in ours:
-        function = getattr(item, "obj", None)
+        function: Any = getattr(item, "obj", None)
         if getattr(function, "is_hypothesis_test", False):
             from hypothesis import seed  # noqa: PLC0415 - slow to import, and not everybody has it
 
@@ -124,7 +124,8 @@ def pytest_runtest_makereport(
         item.user_properties.extend((MARKER, name) for name in proves)  # for JUnit XML
         outcome.user_properties = list(item.user_properties)
     expected = item.config.stash[EXPECTATIONS].failures
-    outcome.conformance = item.config.stash[EVIDENCE].of(item, outcome, proves)
+    # Under pytest-xdist it goes to the controller with the report.
+    vars(outcome)[PHASE] = item.config.stash[EVIDENCE].of(item, outcome, proves)
     if outcome.failed and (known := [name for name in proves if name in expected]):
         outcome.outcome = "skipped"
         outcome.wasxfail = "; ".join(f"{name}: {expected[name]}" for name in known)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton_conformance.catalogue import Requirement
 
-__all__ = ["SCHEMA", "Report", "TestResult", "expectations", "requirements", "verdict"]
+__all__ = ["SCHEMA", "Report", "Result", "ResultOfTest", "expectations", "requirements", "verdict"]
 
 SCHEMA = 1
 
@@ -109,13 +109,11 @@ class RequirementResult(TypedDict):
     tests: list[str]
 
 
-class TestResult(TypedDict):
+class ResultOfTest(TypedDict):
     """A test: its outcome, its seconds, and the evidence of a failure.
 
     The id is what ``pytest --pyargs`` takes. The reason is that of a test that was skipped.
     """
-
-    __test__: Literal[False]  # type: ignore[misc] # pytest looks for tests by name
 
     id: str
     outcome: Outcome
@@ -148,13 +146,13 @@ class Report(TypedDict):
     verdict: Verdict
     chapters: list[ChapterTitle]
     requirements: list[RequirementResult]
-    tests: list[TestResult]
+    tests: list[ResultOfTest]
     latencies: dict[str, list[float]]
     expectations: list[ExpectationResult]
 
 
 def requirements(
-    catalogue: Iterable[Requirement], tests: Sequence[TestResult], expected: Mapping[str, str]
+    catalogue: Iterable[Requirement], tests: Sequence[ResultOfTest], expected: Mapping[str, str]
 ) -> list[RequirementResult]:
     """Find the result of each requirement in those of its tests.
 
@@ -186,7 +184,9 @@ def requirements(
     return found
 
 
-def _result(identifier: str, tests: Sequence[TestResult], expected: Mapping[str, str]) -> tuple[Result, str]:
+def _result(
+    identifier: str, tests: Sequence[ResultOfTest], expected: Mapping[str, str]
+) -> tuple[Result, str]:
     failed = [test for test in tests if test["outcome"] in ("failed", "error")]
     passed = any(test["outcome"] == "passed" for test in tests)
     result: Result = "not run"

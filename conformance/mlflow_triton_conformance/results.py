@@ -9,20 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from mlflow_triton_conformance.report import CapabilityFound, ServerUnderTest, TestResult
+from mlflow_triton_conformance.report import CapabilityFound, ResultOfTest, ServerUnderTest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pytest
 
-__all__ = ["NO_SERVER", "Evidence", "Facts", "Phase", "Results", "test_id"]
+__all__ = ["NO_SERVER", "PHASE", "Evidence", "Facts", "Phase", "Results", "test_id"]
 
 PACKAGE = Path(__file__).parent
 TENSORS = "tensors of this failure, to paste into Python"
 """The section with which `pytest_mlflow_triton` reports a comparison."""
 LONGEST = 20_000
 """Characters of a message, and of a log."""
+
+PHASE = "conformance"
+"""What a report has of a `Phase`."""
 
 NO_SERVER = ServerUnderTest(name="", version="", extensions=[], launcher="", url="")
 
@@ -127,19 +130,19 @@ class Results:
         latencies: Seconds by what took them.
     """
 
-    tests: dict[str, TestResult] = field(default_factory=dict)
+    tests: dict[str, ResultOfTest] = field(default_factory=dict)
     server: ServerUnderTest = field(default_factory=lambda: NO_SERVER)
     capabilities: dict[str, CapabilityFound] = field(default_factory=dict)
     latencies: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, report: pytest.TestReport) -> None:
         """Add a phase of a test, if it is one of the suite's."""
-        phase: Phase | None = getattr(report, "conformance", None)
+        phase: Phase | None = vars(report).get(PHASE)
         if phase is None:
             return
         test = self.tests.setdefault(
             phase["test"],
-            TestResult(
+            ResultOfTest(
                 id=phase["test"],
                 outcome="passed",
                 seconds=0.0,

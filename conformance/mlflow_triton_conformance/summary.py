@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlflow_triton_conformance.report import Report
+    from mlflow_triton_conformance.report import Report, Result
 
 __all__ = ["lines"]
 
-ORDER = ("passed", "failed", "unexpected pass", "expected failure", "skipped", "not run")
+ORDER: tuple[Result, ...] = ("passed", "failed", "unexpected pass", "expected failure", "skipped", "not run")
 
 
 def lines(report: Report) -> Iterator[str]:

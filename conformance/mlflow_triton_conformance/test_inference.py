@@ -279,6 +279,8 @@ class Region:
 
     def __init__(self, protocol: Protocol, size: int) -> None:
         self.memory = shared_memory.SharedMemory(create=True, size=size)
+        assert self.memory.buf is not None
+        self.bytes = self.memory.buf[:]
         self.name = f"region-{uuid.uuid4().hex[:8]}"
         self.path = f"/systemsharedmemory/region/{self.name}"
         self.size = size
@@ -302,6 +304,7 @@ def region(protocol: Protocol) -> Iterator[Region]:
     it = Region(protocol, 64)
     yield it
     protocol.post(f"{it.path}/unregister", {})
+    it.bytes.release()
     it.memory.close()
     it.memory.unlink()
 
@@ -309,7 +312,7 @@ def region(protocol: Protocol) -> Iterator[Region]:
 def through(region: Region) -> dict[str, Any]:
     """Make a request whose x is the region's first twelve bytes, and whose y goes to its byte 32."""
     data = np.array(ONE_TO_THREE, np.float32)
-    region.memory.buf[:12] = data.tobytes()
+    region.bytes[:12] = data.tobytes()
     given = {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": region.parameters(0, 12)}
     return request(given, outputs=[{"name": "y", "parameters": region.parameters(32, 12)}])
 
@@ -320,8 +323,8 @@ def test_shared_memory(protocol: Protocol, zoo: dict[str, str], region: Region) 
     answer = protocol.infer(zoo["add"], through(region))
     assert answer.status == 200, answer
     assert "data" not in answer.json["outputs"][0]
-    assert np.frombuffer(bytes(region.memory.buf[32:44]), np.float32).tolist() == [1.5, 2.5, 3.5]
-    assert bytes(region.memory.buf[44:64]) == bytes(20)
+    assert np.frombuffer(bytes(region.bytes[32:44]), np.float32).tolist() == [1.5, 2.5, 3.5]
+    assert bytes(region.bytes[44:64]) == bytes(20)
 
 
 @requirement("OIP-SHM-003")
@@ -341,7 +344,7 @@ def test_shared_memory_over_grpc(grpc: Any, zoo: dict[str, str], region: Region)
     wanted = InferRequestedOutput("y")
     wanted.set_shared_memory(region.name, 12, offset=32)
     grpc.infer(zoo["add"], [given], outputs=[wanted])
-    assert np.frombuffer(bytes(region.memory.buf[32:44]), np.float32).tolist() == [1.5, 2.5, 3.5]
+    assert np.frombuffer(bytes(region.bytes[32:44]), np.float32).tolist() == [1.5, 2.5, 3.5]
 
 
 @requirement("OIP-SHM-005")
@@ -349,7 +352,7 @@ def test_unregistered_shared_memory(protocol: Protocol, zoo: dict[str, str], reg
     """After it was unregistered, a region is unknown to requests and to the status."""
     assert protocol.post(f"{region.path}/unregister", {}).status == 200
     assert region.name in protocol.infer(zoo["add"], through(region)).error
-    assert bytes(region.memory.buf[32:64]) == bytes(32)
+    assert bytes(region.bytes[32:64]) == bytes(32)
 
 
 @requirement("OIP-SHM-006")

@@ -89,7 +89,7 @@ def test_policies(protocol: Protocol, name: str, policy: str) -> None:
         assert [it["version"] for it in protocol.index(name, ready=True)] == expected
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "no version": ({"config.pbtxt": CONFIG}, "version"),
     "another name": ({"config.pbtxt": f'name: "another"\n{CONFIG}', "1/model.py": python_model(1)}, ""),
     "unknown field": ({"config.pbtxt": f"{CONFIG}max_batch_sise: 8\n", "1/model.py": python_model(1)}, ""),
@@ -113,7 +113,10 @@ def test_completed_configuration(protocol: Protocol, name: str) -> None:
     """An ONNX model alone gets inputs, outputs and backend from its file; an unknown model has no configuration."""
     assert protocol.get(f"/models/{name}/config").error
     model = models.with_weights(np.arange(3, dtype=np.float32))
-    files = {"config.pbtxt": 'backend: "onnxruntime"\n', "1/model.onnx": model.SerializeToString()}
+    files: dict[str, str | bytes] = {
+        "config.pbtxt": 'backend: "onnxruntime"\n',
+        "1/model.onnx": model.SerializeToString(),
+    }
     with placed(protocol, name, files):
         assert protocol.load(name).status == 200
         told = protocol.get(f"/models/{name}/config").json

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import types
+import typing
+import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlflow_triton_conformance import report
+from mlflow_triton_conformance.catalogue import CATALOGUE
+from mlflow_triton_conformance.expectations import Expectations, InvalidExpectations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest_plugins = ("pytester",)
+
+TESTS = """
+import pytest
+
+@pytest.mark.requirement("MLF-CREATE-001")
+def test_passes():
+    pass
+
+@pytest.mark.requirement("MLF-CREATE-002", "MLF-CREATE-003")
+@pytest.mark.parametrize("right", [True, False])
+def test_fails(right):
+    assert right, "not right"
+
+@pytest.mark.requirement("MLF-CREATE-004")
+def test_is_skipped():
+    pytest.skip("does not apply without gpu: none")
+
+@pytest.mark.requirement("MLF-CREATE-005")
+def test_cannot_be_set_up(broken):
+    pass
+
+@pytest.fixture
+def broken():
+    raise OSError("no server")
+
+@pytest.mark.slow
+@pytest.mark.requirement("MLF-CREATE-006")
+def test_is_slow():
+    pass
+
+def test_is_of_another_suite():
+    assert False
+"""
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A suite of every kind of result."""
+    pytester.makeini("[pytest]\nmarkers = slow: left out of quick runs")
+    pytester.makepyfile(TESTS)
+    return pytester
+
+
+def run(suite: pytest.Pytester, *arguments: str) -> tuple[pytest.RunResult, report.Report]:
+    """Run the suite, and read its report."""
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider", "--conformance-report=out", *arguments)
+    return result, json.loads((suite.path / "out" / "report.json").read_text())
+
+
+def results(found: report.Report) -> dict[str, str]:
+    """Return the result of each requirement that has a test."""
+    return {it["id"]: it["result"] for it in found["requirements"] if it["tests"]}
+
+
+def conforms(value: Any, form: Any, place: str = "report") -> None:
+    """Assert that a JSON value is what a TypedDict, or what is in one, says: no key more, none less."""
+    origin, arguments = typing.get_origin(form), typing.get_args(form)
+    if typing.is_typeddict(form):
+        assert isinstance(value, dict), place
+        hints = typing.get_type_hints(form)
+        assert value.keys() == hints.keys(), place
+        for key, of_it in hints.items():
+            conforms(value[key], of_it, f"{place}.{key}")
+    elif origin is typing.Literal:
+        assert value in arguments, place
+    elif origin is list:
+        assert isinstance(value, list), place
+        for number, it in enumerate(value):
+            conforms(it, arguments[0], f"{place}[{number}]")
+    elif origin is dict:
+        assert isinstance(value, dict), place
+        for key, it in value.items():
+            conforms(it, arguments[1], f"{place}[{key!r}]")
+    elif form is float:
+        assert isinstance(value, int | float), place
+    else:
+        assert not isinstance(form, types.GenericAlias), place
+        assert type(value) is form, (place, value)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]])
+def test_report(suite: pytest.Pytester, workers: list[str]) -> None:
+    """The report has the form that it is said to have, and every result, with and without pytest-xdist."""
+    result, found = run(suite, *workers)
+    conforms(found, report.Report)
+    assert (found["schema"], found["verdict"], result.ret) == (1, "failed", 1)
+    assert results(found) == {
+        "MLF-CREATE-001": "passed",
+        "MLF-CREATE-002": "failed",
+        "MLF-CREATE-003": "failed",
+        "MLF-CREATE-004": "skipped",
+        "MLF-CREATE-005": "failed",
+        "MLF-CREATE-006": "passed",
+    }
+    assert [it["id"] for it in found["requirements"]] == list(CATALOGUE)
+    tests = {it["id"].partition("::")[2]: it for it in found["tests"]}
+    assert len(tests) == 6
+    assert "not right" in tests["test_fails[False]"]["message"]
+    assert "pytest --pyargs" in tests["test_fails[False]"]["reproduction"]
+    assert tests["test_is_skipped"]["reason"] == "does not apply without gpu: none"
+    assert tests["test_cannot_be_set_up"]["outcome"] == "error"
+    assert "no server" in tests["test_cannot_be_set_up"]["message"]
+    properties = ET.parse(suite.path / "out" / "junit.xml").iter("property")  # noqa: S314 - pytest's own
+    assert {it.get("value") for it in properties if it.get("name") == "requirement"} == results(found).keys()
+
+
+def test_terminal_summary(suite: pytest.Pytester) -> None:
+    """The summary has a line for each chapter, and what failed in words."""
+    result, _ = run(suite)
+    result.stdout.fnmatch_lines(
+        [
+            "*conformance: failed*",
+            "Deployments API and CLI * 2 passed, 3 failed, 1 skipped, * not run",
+            f"MUST MLF-CREATE-002: {CATALOGUE['MLF-CREATE-002'].sentence}*",
+            "*::test_fails?False?",
+        ]
+    )
+
+
+def test_quick(suite: pytest.Pytester) -> None:
+    """A quick run leaves out what is slow, and the requirement was not run."""
+    _, found = run(suite, "--conformance-profile=quick")
+    assert "MLF-CREATE-006" not in results(found)
+    assert found["run"]["profile"] == "quick"
+
+
+def test_expectations(suite: pytest.Pytester) -> None:
+    """What is expected to fail does not fail the run; what passes all the same, or is nothing, does."""
+    names = "MLF-CREATE-002: never did\nMLF-CREATE-003: never did\nMLF-CREATE-005: no server here\n"
+    file = suite.path / "known.txt"
+    file.write_text(f"# known\n\n{names}lacks option:adopt: not wanted\n")
+    arguments = ("-k", "not another", f"--conformance-expectations={file}")
+    result, found = run(suite, *arguments)
+    assert (result.ret, found["verdict"]) == (0, "incomplete")
+    assert {results(found)[it] for it in ("MLF-CREATE-002", "MLF-CREATE-005")} == {"expected failure"}
+    assert found["subject"]["lacks"] == [{"feature": "option:adopt", "reason": "not wanted"}]
+    file.write_text(f"{names}MLF-CREATE-001: gone\nMLF-NOTHING-001: gone\nMLF-UPDATE-001: not run\n")
+    result, found = run(suite, *arguments)
+    assert result.ret == 1
+    assert {it["id"]: it["result"] for it in found["expectations"]} == {
+        "MLF-CREATE-001": "passed",
+        "MLF-CREATE-002": "failed",
+        "MLF-CREATE-003": "failed",
+        "MLF-CREATE-005": "failed",
+        "MLF-NOTHING-001": "no such requirement",
+        "MLF-UPDATE-001": "not run",
+    }
+    result.stdout.fnmatch_lines(
+        ["MLF-CREATE-001 was expected to fail, and passed*", "MLF-NOTHING-001 *no such*"]
+    )
+
+
+def test_a_failure_that_may_be_another(suite: pytest.Pytester) -> None:
+    """A test that fails as expected for one requirement says nothing of its other one."""
+    file = suite.path / "known.txt"
+    file.write_text("MLF-CREATE-002: never did\n")
+    _, found = run(suite, f"--conformance-expectations={file}", "-k", "False")
+    (other,) = [it for it in found["requirements"] if it["id"] == "MLF-CREATE-003"]
+    assert (other["result"], other["reason"]) == (
+        "not run",
+        "its tests failed as expected for MLF-CREATE-002",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MLF-CREATE-001", "1: 'MLF-CREATE-001' is neither"),
+        ("\nMLF-CREATE-001:\n", "2: 'MLF-CREATE-001:' is neither"),
+        ("lacks : reason", "is neither"),
+        ("A-1: one\nA-1: two", "2: A-1 stands there twice"),
+        (b"\xff", "decode"),
+    ],
+)
+def test_expectations_that_cannot_be_read(tmp_path: Path, text: str | bytes, message: str) -> None:
+    """A file with lines that are none is refused, line by line."""
+    file = tmp_path / "known.txt"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InvalidExpectations, match=message):
+        Expectations.read(file)
+
+
+@pytest.mark.parametrize(
+    "argument", ["--subject=both", "--conformance-profile=slow", "--conformance-expectations=/no/such/file"]
+)
+def test_wrong_options(suite: pytest.Pytester, argument: str) -> None:
+    """A value that there is not is refused before any test runs."""
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider", argument)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {argument.partition('=')[0]}:*"])
+
+
+def test_another_suite_is_left_alone(pytester: pytest.Pytester) -> None:
+    """A run without any of the suite's tests has no summary, and no report."""
+    pytester.makepyfile("def test_it(): pass")
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "--conformance-report=out")
+    assert "conformance:" not in result.stdout.str()
+    assert not (pytester.path / "out" / "report.json").exists()
