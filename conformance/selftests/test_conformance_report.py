@@ -4,16 +4,15 @@ import json
 import types
 import typing
 import xml.etree.ElementTree as ET
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlflow_triton_conformance import report
 from mlflow_triton_conformance.catalogue import CATALOGUE
 from mlflow_triton_conformance.expectations import Expectations, InvalidExpectations
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from mlflow_triton_conformance.options import OPTIONS
 
 pytest_plugins = ("pytester",)
 
@@ -206,6 +205,16 @@ def test_wrong_options(suite: pytest.Pytester, argument: str) -> None:
     result = suite.runpytest_inprocess("-p", "no:cacheprovider", argument)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {argument.partition('=')[0]}:*"])
+
+
+def test_options_table() -> None:
+    """The README's table of the suite's options has all of them, as they are."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for option in OPTIONS:
+        cells = (f"`{option.usage}`", f"`{option.environment}`", f"`{option.ini}`")
+        default = f"`{option.default}`" if option.default else "none"
+        row = " | ".join((*cells, default, option.help)).replace("|", "\\|").replace(" \\| ", " | ")
+        assert f"| {row} |" in readme
 
 
 def test_another_suite_is_left_alone(pytester: pytest.Pytester) -> None:

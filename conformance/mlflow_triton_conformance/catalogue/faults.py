@@ -58,16 +58,4 @@ REQUIREMENTS = (
         "backend:python",
     ),
     must("TRT-FAULT-002", "The server lives on after a request that is no HTTP.", OIP_REST),
-    should(
-        "TRT-FAULT-003",
-        "A request to a model whose process has died is an error, and the server lives on.",
-        OIP_REST,
-        "backend:python",
-    ),
-    should(
-        "TRT-FAULT-004",
-        "A model whose process has died answers again after a reload.",
-        REPOSITORY_EXTENSION,
-        "backend:python",
-    ),
 )
