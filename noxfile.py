@@ -113,7 +113,9 @@ def package(session: nox.Session) -> None:
     session.env.update(PYTEST_TRITON_LAUNCHER="embedded", PYTEST_MLFLOW_LAUNCHER="embedded")
     # Not below this directory, where pytest would find the project's own settings.
     with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
-        session.run("pytest", "--pyargs", "mlflow_triton_conformance", "--conformance-profile=quick", *session.posargs)
+        session.run(
+            "pytest", "--pyargs", "mlflow_triton_conformance", "--conformance-profile=quick", *session.posargs
+        )
         shutil.copytree(
             ROOT / "examples" / "own_suite", "own_suite", ignore=shutil.ignore_patterns("__pycache__")
         )
