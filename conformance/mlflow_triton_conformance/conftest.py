@@ -37,7 +37,7 @@ EXAMPLES = {"quick": 10, "default": 50, "soak": 2000}
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the suite's marker, also where no pyproject.toml does, and choose how much is generated."""
-    if not config.pluginmanager.has_plugin("mlflow_triton_conformance"):
+    if plugin.EVIDENCE not in config.stash:
         raise pytest.UsageError(
             "The suite's own pytest plugin is not loaded. Install mlflow-triton-plugin again, or give pytest "
             "-p mlflow_triton_conformance.plugin."
