@@ -140,7 +140,7 @@ def restore(*, names: tuple[str, ...], target: str, config: tuple[str, ...]) -> 
     "config",
     multiple=True,
     metavar="NAME=VALUE",
-    help="lock_timeout, load_timeout, smoke_test.  [repeatable]",
+    help="lock_timeout, load_timeout, smoke_test, dry_run.  [repeatable]",
 )
 def rollback(*, name: str, target: str, config: tuple[str, ...]) -> None:
     """Bring back what an update with -C keep_previous=true has replaced.
@@ -188,8 +188,9 @@ def history(*, name: str, target: str, as_json: bool) -> None:
 def status(*, names: tuple[str, ...], target: str, as_json: bool) -> None:
     """Show deployments, all or those of these names: states, digests, drift, inference counts and latency.
 
-    The exit code is 0 if all of them are READY and as recorded, on disk and on the server, and 1 otherwise. That an
-    alias in the registry means another version by now is shown, and does not count.
+    The exit code is 0 if all of them are READY and as recorded, on disk and on the server, and 1 otherwise: also for
+    what NVIDIA's plugin deployed, whose record has no digests and no id to compare. That an alias in the registry means
+    another version by now is shown, and does not count; nor does it if MLflow does not answer.
     """
     from mlflow_triton.settings import Settings  # noqa: PLC0415 - the other commands need none of it
     from mlflow_triton.status import report, table  # noqa: PLC0415 - same

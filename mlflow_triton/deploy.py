@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -40,11 +39,12 @@ from mlflow_triton.errors import (
 )
 from mlflow_triton.models import onnx, triton
 from mlflow_triton.options import LOCK_TIMEOUT, DeploymentOptions
-from mlflow_triton.plan import Plan, Side
+from mlflow_triton.plan import Plan, Side, model_text
 from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
 from mlflow_triton.repository import config as model_config
 from mlflow_triton.repository.layout import CONFIG_FILE, KEPT, check_name
 from mlflow_triton.repository.record import RECORD_NAME, Record, digest, text_digest
+from mlflow_triton.scratch import remove_abandoned, scratch
 from mlflow_triton.staging import deployed, downloaded, keep
 from mlflow_triton.steps import operation as operation_of
 from mlflow_triton.steps import step
@@ -79,6 +79,7 @@ class Deployment:
         reason: Triton's, for a state other than READY; may be empty.
         operation: One that is under way on it, or that died and is neither finished nor undone yet; ``None``:
             there is none.
+        previous: What a rollback would bring back; ``None``: nothing.
     """
 
     record: Record
@@ -86,6 +87,7 @@ class Deployment:
     state: str
     reason: str
     operation: str | None
+    previous: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class Deployer:
                     nothing = f"Nothing of {name!r} is left behind."
                     self._load(record, load_with, options, otherwise=nothing)
                     self._smoke_test(record, layout, example, options, otherwise=nothing)
-                    deployment = describe(record, self._control.index(), None)
+                    deployment = self._described(record, self._control.index(), None)
         log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
         return deployment
 
@@ -211,7 +213,7 @@ class Deployer:
                     "rollback",
                     old.deployment_id,
                 ):
-                    return describe(old, self._control.index(), None)
+                    return self._described(old, self._control.index(), None)
                 self._kept(name)
                 unchanged = f"{name!r} still serves {old.mlflow_model_uri}, which is also still on disk."
                 wanted = _Wanted(name, None, None, replace(options, keep_previous=True), "rollback", old)
@@ -231,6 +233,16 @@ class Deployer:
     def kept(self, name: str) -> Record | None:
         """Return what a rollback of a deployment would bring back; ``None``: nothing."""
         return self._repository.kept(name)
+
+    def _described(self, record: Record, index: list[IndexEntry], notice: Notice | None) -> Deployment:
+        return replace(describe(record, index, notice), previous=self._previous(record.name))
+
+    def _previous(self, name: str) -> Record | None:
+        try:
+            return self._repository.kept(name)
+        except RepositoryError as error:
+            log.warning("%s", error.message)
+            return None
 
     def _kept(self, name: str) -> Record:
         record = self._managed(name)
@@ -261,7 +273,7 @@ class Deployer:
             self._load(record, load_with, options, otherwise=unchanged)
             self._dependants.refuse_broken(name, ensembles, unchanged)
             self._smoke_test(record, layout, example, options, otherwise=unchanged)
-            deployment = describe(record, self._control.index(), None)
+            deployment = self._described(record, self._control.index(), None)
         log.info(
             "Updated the deployment %r (%s) to %s.",
             name,
@@ -308,9 +320,10 @@ class Deployer:
         flavor: str | None = None,
         options: DeploymentOptions = DeploymentOptions(),  # noqa: B008 - frozen
     ) -> Plan:
-        """Say what a create, an update or a delete would change, and change nothing.
+        """Say what a create, an update, a rollback or a delete would change, and change nothing.
 
-        What it downloads goes into a temporary directory of the system. It refuses what the operation would refuse,
+        What it downloads goes into a temporary directory of the system, which holds nothing of the repository's: if this
+        process is killed, the next operation on this machine removes it. It refuses what the operation would refuse,
         before it publishes anything.
         """
         check_name(name)
@@ -336,7 +349,11 @@ class Deployer:
             old = self._side(name, self._managed(name))
             self._dependants.refuse_delete(name)
             return Plan(operation, name, old, Side())
-        if operation == "update":
+        if operation == "rollback":
+            self._kept(name)
+            wanted = replace(wanted, operation=operation, options=replace(wanted.options, keep_previous=True))
+            old = self._side(name, self._managed(name))
+        elif operation == "update":
             record = self._updatable(name, wanted.model_uri, wanted.flavor, wanted.options)
             _warn_of_dropped(record, wanted.model_uri, wanted.options)
             old = self._side(name, record)
@@ -346,13 +363,15 @@ class Deployer:
         else:
             self._refuse_elsewhere(name)
             old = Side()
-        return Plan(operation, name, old, self._planned(wanted))
+        new = self._planned(wanted)
+        keeps = wanted.options.keep_previous and operation != "create"
+        return Plan(operation, name, old, replace(new, previous=old.model if keeps else None))
 
     def _planned(self, wanted: _Wanted) -> Side:
         """Describe a deployment as it would be; refuse what a create or an update would refuse."""
         name = wanted.name
-        with tempfile.TemporaryDirectory(prefix="mlflow-triton-dry-run-") as download:
-            source, layout = self._laid_out(Path(download), wanted, self._known_versions(name))
+        with scratch() as download:
+            source, layout = self._laid_out(download, wanted, self._known_versions(name))
             self._dependants.refuse_missing(name, layout)
             if self._repository.exists(name):
                 self._dependants.refuse_update(name, layout, None)
@@ -376,7 +395,9 @@ class Deployer:
             path: None if path == RECORD_NAME else known.get(path) or digest(file)
             for path, file in files.items()
         }
-        return Side.of(record, self._repository.config_text(name), digests)
+        side = Side.of(record, self._repository.config_text(name), digests)
+        previous = None if record is None else self._previous(name)
+        return side if previous is None else replace(side, previous=model_text(previous))
 
     def get(self, name: str) -> Deployment:
         """Describe one deployment.
@@ -395,7 +416,7 @@ class Deployer:
             raise DeploymentNotFound(
                 f"{error.message} There is an operation on it: {operation_text(notice)}."
             ) from None
-        return describe(record, self._control.index(), notice)
+        return self._described(record, self._control.index(), notice)
 
     def all(self) -> list[Deployment]:
         """Describe every deployment in the repository, loaded or not, by name."""
@@ -415,7 +436,7 @@ class Deployer:
                     name,
                     operation_text(notices[name]),
                 )
-        return [describe(record, index, notices.get(record.name)) for record in records]
+        return [self._described(record, index, notices.get(record.name)) for record in records]
 
     def restore(self, names: Sequence[str], options: DeploymentOptions) -> list[Restored]:
         """Load deployments again, in parallel, as after a restart of the server.
@@ -531,6 +552,7 @@ class Deployer:
                 timeout = options.lock_timeout or LOCK_TIMEOUT
                 claim = held.enter_context(self._repository.claim(name, operation, timeout=timeout))
                 self._repository.collect()
+                remove_abandoned()
             try:
                 yield claim
             except ServerUnavailable as error:

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TritonDeploymentClient", "run_local", "target_help"]
 
-ROLLBACK_OPTIONS = ("load_timeout", "lock_timeout", "smoke_test")
+ROLLBACK_OPTIONS = ("load_timeout", "lock_timeout", "smoke_test", "dry_run")
+
+#: Where the commands are that say what was done.
+COMMANDS = ("mlflow.deployments.cli", "mlflow_triton.cli")
 
 TARGET_HELP = """\
 Deploys MLflow models of the flavors onnx and triton to an NVIDIA Triton Inference Server that runs with
@@ -92,7 +95,8 @@ class TritonDeploymentClient(BaseDeploymentClient):
 
         Returns:
             ``name`` and ``flavor``, and what `get_deployment` returns. With ``dry_run``, these two and what would
-            change: ``model``, ``versions``, ``config`` and ``options`` as ``[old, new]``, ``files`` by digest.
+            change: ``model``, ``versions``, ``config``, ``options`` and ``kept`` (for a rollback) as ``[old, new]``,
+            ``files`` by digest.
 
         Raises:
             DeploymentExists: The name is taken.
@@ -143,7 +147,7 @@ class TritonDeploymentClient(BaseDeploymentClient):
 
         Args:
             name: The deployment.
-            config: ``load_timeout``, ``lock_timeout`` and ``smoke_test`` apply.
+            config: ``load_timeout``, ``lock_timeout``, ``smoke_test`` and ``dry_run`` apply.
 
         Returns:
             As `create_deployment`.
@@ -158,6 +162,8 @@ class TritonDeploymentClient(BaseDeploymentClient):
                 f"A rollback takes no options (-C) but {', '.join(ROLLBACK_OPTIONS)}, and got "
                 f"{', '.join(map(repr, others))}. Nothing was changed."
             )
+        if options.dry_run:
+            return _shown(self._deployer().plan("rollback", name, options=options))
         return self._details(self._deployer().rollback(name, options), in_sync=True)
 
     def history(self, name: str) -> list[dict[str, Any]]:
@@ -235,7 +241,8 @@ class TritonDeploymentClient(BaseDeploymentClient):
             be known, e.g. after a plain load by another client); ``serving_id``: the ``deployment_id`` that
             the server runs, ``None`` if it runs none or that of a plain load; ``changed_files``: what on disk
             is not as it was published. ``reason`` is Triton's, for another state than READY, and
-            ``operation`` is there while one is under way, or was interrupted and is not settled yet.
+            ``operation`` is there while one is under way, or was interrupted and is not settled yet, and
+            ``previous`` while one is kept for a rollback: its entry of the `history`.
 
         Raises:
             DeploymentNotFound: There is none of that name.
@@ -396,10 +403,10 @@ def _uri(model_uri: object) -> str:
 
 
 def _shown(plan: Plan) -> dict[str, Any]:
-    """Return what would change; under ``mlflow deployments``, print it and end, before MLflow says that it was done."""
+    """Return what would change; in a command, print it and end, before the command says that it was done."""
     context = click.get_current_context(silent=True)
     callback = None if context is None else context.command.callback
-    if context is not None and getattr(callback, "__module__", None) == "mlflow.deployments.cli":
+    if context is not None and getattr(callback, "__module__", None) in COMMANDS:
         click.echo(str(plan))
         context.exit(0)
     return plan.to_dict()
@@ -409,7 +416,7 @@ def _done(options: DeploymentOptions, operation: str) -> DeploymentOptions:
     """Refuse a dry run of an operation that has none."""
     if options.dry_run:
         raise InvalidParameter(
-            f"{operation} has no dry run (-C dry_run): create, update and delete have. Nothing was changed."
+            f"{operation} has no dry run (-C dry_run): create, update, rollback and delete have. Nothing was changed."
         )
     return options
 
@@ -458,6 +465,8 @@ def _entry(deployment: Deployment) -> dict[str, Any]:
         entry["reason"] = deployment.reason
     if deployment.operation:
         entry["operation"] = deployment.operation
+    if (previous := deployment.previous) is not None:
+        entry["previous"] = asdict(previous.served(record.created_at))
     return {
         **entry,
         "triton_model_path": record.triton_model_path,

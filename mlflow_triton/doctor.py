@@ -13,6 +13,7 @@ from mlflow_triton.errors import TritonPluginError
 from mlflow_triton.models.tracking import foreign_errors, require_server, tracking_uri
 from mlflow_triton.recovery import Recovery
 from mlflow_triton.repository.local import LocalRepository
+from mlflow_triton.scratch import abandoned, remove_abandoned
 from mlflow_triton.serving.control import Control
 from mlflow_triton.serving.http import HttpEndpoint
 from mlflow_triton.serving.trial import load_trial
@@ -175,6 +176,9 @@ def _operations(control: Control, settings: Settings, *, repair: bool) -> tuple[
     repository.check()
     if repair:
         done = list(Recovery(repository, control).repair())
+        done += [
+            ("", True, f"Removed {path}, which a dry run that died had left.") for path in remove_abandoned()
+        ]
         level = "ok" if all(well for _, well, _ in done) else "failed"
         return level, " ".join(text for _, _, text in done) or "none was interrupted, nothing was left behind"
     found = [
@@ -182,7 +186,7 @@ def _operations(control: Control, settings: Settings, *, repair: bool) -> tuple[
         for notice in repository.notices()
         if notice.change is not None and not notice.held
     ]
-    found += [f"{left} was left behind" for left in repository.leftovers()]
+    found += [f"{left} was left behind" for left in (*repository.leftovers(), *abandoned())]
     if not found:
         return "ok", "none was interrupted, nothing was left behind"
     return "warning", (

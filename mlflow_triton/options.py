@@ -241,7 +241,7 @@ OPTIONS = (
     OptionDefinition(
         "dry_run",
         "BOOLEAN",
-        "true: say what would change, and change nothing (default false). Also for delete.",
+        "true: say what would change, and change nothing (default false). Also for delete and rollback.",
         _switch,
     ),
     OptionDefinition(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton.repository.record import Record
 
-__all__ = ["Plan", "Side"]
+__all__ = ["Plan", "Side", "model_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Side:
         files: Path in the directory to digest; ``None``: it cannot be known before (the record).
         config: Fields of the model configuration, as JSON.
         options: As on record.
+        previous: The model that is kept for a rollback.
     """
 
     model: str | None = None
@@ -39,6 +40,7 @@ class Side:
     files: Mapping[str, str | None] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    previous: str | None = None
 
     @classmethod
     def of(cls, record: Record | None, config_text: bytes, files: Mapping[str, str | None]) -> Side:
@@ -50,9 +52,7 @@ class Side:
         fields = json_format.MessageToDict(config, preserving_proto_field_name=True)
         if record is None:
             return cls("not deployed by MLflow", files=files, config=fields)
-        version = "" if record.model_version is None else f" (version {record.model_version})"
-        model = f"{record.mlflow_model_uri}{version}"
-        return cls(model, record.flavor, record.versions, files, fields, record.options)
+        return cls(model_text(record), record.flavor, record.versions, files, fields, record.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Plan:
     """What an operation would change.
 
     Attributes:
-        operation: ``create``, ``update`` or ``delete``.
+        operation: ``create``, ``update``, ``rollback`` or ``delete``.
         name: The deployment.
         old: As it is; empty for a creation.
         new: As it would be; empty for a deletion.
@@ -92,6 +92,7 @@ class Plan:
             },
             "config": _changes(self.old.config, self.new.config),
             "options": _changes(self.old.options, self.new.options),
+            "kept": [self.old.previous, self.new.previous],
         }
 
     def __str__(self) -> str:
@@ -115,8 +116,16 @@ class Plan:
         for kind in ("config", "options"):
             for name, (old, new) in plan[kind].items():
                 yield f"  {kind} {name}: {_arrow(*(None if it is None else json.dumps(it) for it in (old, new)))}"
+        if any(plan["kept"]):
+            yield f"  kept for a rollback: {_arrow(*plan['kept'])}"
         if self.operation != "delete":
             yield "  not tried: whether the server reads this model repository, and loads the model"
+
+
+def model_text(record: Record) -> str:
+    """Return the URI of a deployment's model, and the registered version that it meant."""
+    version = "" if record.model_version is None else f" (version {record.model_version})"
+    return f"{record.mlflow_model_uri}{version}"
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -22,6 +22,7 @@ from mlflow_triton.errors import InvalidSetting, RepositoryError, TritonPluginEr
 from mlflow_triton.models.tracking import foreign_errors, require_server
 from mlflow_triton.recovery import Recovery
 from mlflow_triton.repository.claim import PREFIX
+from mlflow_triton.repository.layout import check_name
 from mlflow_triton.repository.local import LocalRepository
 from mlflow_triton.serving.control import Control
 from mlflow_triton.serving.http import HttpEndpoint
@@ -60,6 +61,7 @@ class DeploymentStatus:
         digest: Over paths and digests of all published files; ``sha256:…``.
         changed_files: What on disk is not as it was published.
         operation: Under way, or interrupted.
+        previous: What is kept for a rollback, as ``mlflow-triton history`` tells of it.
         registry_version: What the URI's alias, stage or ``latest`` means in the registry now.
         drift: Whether that is another version than the deployed one.
         registry_error: Why the registry could not say.
@@ -84,6 +86,7 @@ class DeploymentStatus:
     digest: str | None = None
     changed_files: list[str] | None = None
     operation: str | None = None
+    previous: dict[str, str | None] | None = None
     registry_version: str | None = None
     drift: bool | None = None
     registry_error: str | None = None
@@ -127,6 +130,7 @@ def report(settings: Settings, names: Sequence[str] = ()) -> Report:
         names: Of the deployments; none: all that the repository has.
 
     Raises:
+        InvalidName: One of the names cannot be that of a deployment.
         InvalidSetting: No repository is set.
         RepositoryError: It cannot be read.
     """
@@ -135,6 +139,8 @@ def report(settings: Settings, names: Sequence[str] = ()) -> Report:
         raise InvalidSetting(
             "No model repository is set. Set TRITON_MODEL_REPO to the directory of the server's --model-repository."
         )
+    for name in names:
+        check_name(name)
     repository = LocalRepository(path.value, path.source)
     repository.check()
     control = Control(HttpEndpoint(settings), settings)
@@ -152,7 +158,7 @@ def report(settings: Settings, names: Sequence[str] = ()) -> Report:
     except TritonPluginError as problem:
         error = problem.message
         for row in rows:
-            if row.state in ("UNKNOWN", "READY") and row.serving_id is None:
+            if row.state in ("UNKNOWN", "READY") and row.serving_id is None and not row.problems:
                 row.problems.append("the server did not say what it runs")
     _in_registry(rows)
     ok = error is None and not any(row.problems for row in rows)
@@ -181,6 +187,7 @@ def _on_disk(
         row.operation = operation_text(notice)
         if not notice.held:
             row.problems.append(row.operation)
+    record = None
     try:
         record = repository.record(name)
         if record is None:
@@ -194,12 +201,12 @@ def _on_disk(
             text = json.dumps(sorted(record.files.items())).encode()
             row.digest = f"sha256:{hashlib.sha256(text).hexdigest()}"
         row.changed_files = repository.changed_files(record)
+        if (kept := repository.kept(name)) is not None:
+            row.previous = asdict(kept.served(record.created_at))
     except RepositoryError as error:
         row.problems.append(error.message)
-        return row, None
     except OSError as error:
         row.problems.append(f"{error.filename or name} cannot be read: {error.strerror}")
-        return row, record
     if row.changed_files:
         row.problems.append(f"not as published on disk: {', '.join(row.changed_files)}")
     return row, record
@@ -245,21 +252,29 @@ def _count(row: DeploymentStatus, entries: list[dict[str, Any]]) -> None:
     if not entries:
         return
 
-    def total(part: str, key: str) -> int:
-        return sum(int(entry.get("inference_stats", {}).get(part, {}).get(key, 0)) for entry in entries)
+    def total(*keys: str) -> int:
+        return sum(_number(entry, *keys) for entry in entries)
 
-    row.inferences = sum(int(entry.get("inference_count", 0)) for entry in entries)
-    row.requests, row.failures = total("success", "count"), total("fail", "count")
+    row.inferences = total("inference_count")
+    row.requests = total("inference_stats", "success", "count")
+    row.failures = total("inference_stats", "fail", "count")
     if row.requests:
         parts = ("compute_input", "compute_infer", "compute_output")
         row.latency_ms, row.queue_ms, row.compute_ms = (
             round(nanoseconds / row.requests / 1e6, 3)
             for nanoseconds in (
-                total("success", "ns"),
-                total("queue", "ns"),
-                sum(total(p, "ns") for p in parts),
+                total("inference_stats", "success", "ns"),
+                total("inference_stats", "queue", "ns"),
+                sum(total("inference_stats", part, "ns") for part in parts),
             )
         )
+
+
+def _number(document: Any, *keys: str) -> int:
+    """Return a number from a server's answer; 0 where it is not there."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document if type(document) is int else 0
 
 
 def _in_registry(rows: list[DeploymentStatus]) -> None:
@@ -341,6 +356,9 @@ def _below(row: DeploymentStatus) -> Iterator[str]:
         yield f"drift: {row.mlflow_model_uri} is version {row.registry_version} now"
     if row.registry_error:
         yield f"drift unknown: {row.registry_error}"
+    if row.previous is not None:
+        version = f", version {row.previous['model_version']}" if row.previous["model_version"] else ""
+        yield f"kept for a rollback: {row.previous['mlflow_model_uri']}{version}"
     if row.operation and row.operation not in row.problems:
         yield f"operation: {row.operation}"
     for problem in row.problems:

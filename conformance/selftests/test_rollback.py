@@ -140,6 +140,32 @@ def test_the_commands(stage: Stage) -> None:
     assert json.loads(stage.run("history", "m", "--json")) == stage.client.history("m")
 
 
+def test_a_dry_run(stage: Stage) -> None:
+    """A dry run says what a rollback would bring back, what an update would drop, and changes nothing; get and list agree."""
+    stage.client.create_deployment("m", stage.model(1))
+    assert "previous" not in stage.client.get_deployment("m")
+    stage.client.update_deployment("m", stage.model(2), config=KEEP)
+    before = stage.picture()
+    first, second = stage.model(1), stage.model(2)
+    plan = stage.client.rollback_deployment("m", {"dry_run": True})
+    assert (plan["model"], plan["kept"]) == ([second, first], [first, second])
+    assert plan["files"]["changed"].keys() == {"1/model.py", RECORD_NAME}
+    head, *lines = stage.run("rollback", "m", "-C", "dry_run=true").splitlines()
+    assert head == "Dry run: nothing was changed. Rollback of 'm' would mean:"
+    assert f"  model: {second} -> {first}" in lines
+    assert f"  kept for a rollback: {first} -> {second}" in lines
+    for options, kept in (({}, None), (KEEP, second)):
+        plan = stage.client.update_deployment("m", first, config={"dry_run": True, **options})
+        assert plan["kept"] == [first, kept]
+    assert stage.client.delete_deployment("m", {"dry_run": True})["kept"] == [first, None]
+    assert stage.picture() == before
+    (listed,) = stage.client.list_deployments()
+    assert listed["previous"] == stage.client.get_deployment("m")["previous"]
+    (was,) = (entry for entry in stage.client.history("m") if entry.pop("kept"))
+    assert listed["previous"] == was
+    assert f"kept for a rollback: {first}" in " ".join(stage.run("status", "m").split())
+
+
 def test_a_rollback_that_fails(stage: Stage) -> None:
     """A kept model that Triton does not load any more changes nothing: the present one serves, and is on disk."""
     stage.client.create_deployment("m", stage.model(1))
@@ -211,8 +237,12 @@ def test_a_kept_record_that_is_corrupt(stage: Stage) -> None:
     stage.client.update_deployment("m", stage.model(2), config=KEEP)
     record = stage.root / "m" / KEPT / RECORD_NAME
     record.write_text("{")
-    with pytest.raises(RepositoryError, match=rf"corrupt: .*{KEPT}"):
+    with pytest.raises(RepositoryError, match=rf"corrupt: .*{KEPT}.*'m' itself is untouched"):
         stage.client.rollback_deployment("m")
+    assert stage.client.update_deployment("m", stage.model(1), config={"dry_run": True})["kept"] == [
+        None,
+        None,
+    ]
     assert stage.client.get_deployment("m")["in_sync"] is True
 
 

@@ -93,7 +93,15 @@ class LocalRepository:
             RepositoryError: There is a record, and it is corrupt.
         """
         directory = self.path / name / KEPT
-        return None if directory.is_symlink() else self._record(name, directory)
+        if directory.is_symlink():
+            return None
+        try:
+            return self._record(name, directory)
+        except RepositoryError as error:
+            raise RepositoryError(
+                f"{error.message.partition(' The model and')[0]} It is what {name!r} keeps for a rollback; {name!r} itself "
+                "is untouched. An update with -C keep_previous=true keeps the present model in its place."
+            ) from None
 
     def _record(self, name: str, directory: Path) -> Record | None:
         path = directory / RECORD_NAME
