@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from mlflow_triton.errors import (
     LoadFailed,
     TritonPluginError,
 )
-from mlflow_triton.models.onnx_file import tensor_names
+from mlflow_triton.models import onnx_file
 from mlflow_triton.repository import config as model_config
 
 if TYPE_CHECKING:
@@ -35,6 +36,32 @@ if TYPE_CHECKING:
 __all__ = ["Dependants"]
 
 log = logging.getLogger(__name__)
+
+
+SIDES = ("input", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """An input or an output of a model.
+
+    Attributes:
+        datatype: As in a model configuration; ``None``: not known.
+        dims: Its dims, without the batch's; several where it is not known whether there is one, none where nothing is.
+        full: The same with the batch's.
+        optional: Whether a request may leave it out.
+    """
+
+    datatype: str | None
+    dims: tuple[tuple[int, ...], ...]
+    full: tuple[int, ...] | None
+    optional: bool
+
+    def fits(self, other: _Tensor) -> bool:
+        """Say whether Triton may take the one for the other in an ensemble: it compares with and without the batch's."""
+        if self.full is None or other.full is None or _fit(self.full, other.full):
+            return True
+        return any(_fit(left, right) for left in self.dims for right in other.dims)
 
 
 class Dependants:
@@ -117,10 +144,11 @@ class Dependants:
             )
         ready = {entry.name for entry in index if entry.state == "READY"}
         present = _parsed(self._control.config(name))
+        tensors = _tensors(layout, built)
         problems = [
             f"the ensemble {user!r} {problem}"
             for user in sorted(users & ready)
-            for problem in _misfits(name, ensembles[user], layout, _tensors(layout, built), present)
+            for problem in _misfits(name, ensembles[user], layout, tensors, present)
         ]
         if problems:
             raise InvalidModel(
@@ -266,72 +294,95 @@ def _from_the_top(names: Collection[str], ensembles: dict[str, model_config.Mode
         return sorted(names)
 
 
-def _tensors(layout: Layout, built: Path | None) -> tuple[frozenset[str], frozenset[str]] | None:
-    """Return the names of a new model's inputs and outputs; ``None`` where only the server knows them."""
-    config = layout.config
-    if config.input and config.output:
-        return (
-            frozenset(tensor.name for tensor in config.input),
-            frozenset(tensor.name for tensor in config.output),
+def _of_config(config: model_config.ModelConfig, side: str) -> dict[str, _Tensor]:
+    """Return the inputs or the outputs that a configuration lists."""
+    batch = (-1,) if config.max_batch_size > 0 else ()
+    return {
+        tensor.name: _Tensor(
+            model_config.datatype(tensor.data_type),
+            (tuple(tensor.dims),),
+            (*batch, *tensor.dims),
+            getattr(tensor, "optional", False),
         )
-    files = [path for path in layout.files if path.suffix == ".onnx"]
-    if config.input or config.output or len(files) != 1:
-        return None
-    return tensor_names(layout.files[files[0]] if built is None else built / files[0])
+        for tensor in getattr(config, side)
+    }
+
+
+def _of_header(tensors: Mapping[str, onnx_file.Tensor]) -> dict[str, _Tensor]:
+    """Return the inputs or the outputs of an ONNX file, with which its backend completes a configuration."""
+    found = {}
+    for name, tensor in tensors.items():
+        shape = tensor.shape
+        # The backend finds out by itself whether the first size is the batch's, and no dimension of the model's.
+        dims = () if shape is None else (shape, shape[1:]) if shape[:1] == (-1,) else (shape,)
+        found[name] = _Tensor(tensor.datatype, dims, shape, optional=False)
+    return found
+
+
+def _tensors(layout: Layout, built: Path | None) -> dict[str, dict[str, _Tensor]]:
+    """Return the inputs and the outputs of a new model; a side that only the server knows is not there."""
+    config = layout.config
+    found = {side: tensors for side in SIDES if (tensors := _of_config(config, side))}
+    versions = model_config.served(config, layout.versions)
+    files = [
+        path
+        for path in layout.files
+        if path.suffix == ".onnx" and path.parts[0] == str(max(versions, default=""))
+    ]
+    if len(found) < len(SIDES) and len(files) == 1:
+        header = onnx_file.tensors(layout.files[files[0]] if built is None else built / files[0])
+        if header is not None:
+            found = {side: _of_header(tensors) for side, tensors in zip(SIDES, header, strict=True)} | found
+    return found
 
 
 def _misfits(
     name: str,
     ensemble: model_config.ModelConfig,
     layout: Layout,
-    tensors: tuple[frozenset[str], frozenset[str]] | None,
+    tensors: Mapping[str, Mapping[str, _Tensor]],
     present: model_config.ModelConfig | None,
 ) -> Iterator[str]:
     """Yield why an ensemble that serves would not do so with a new model: only what is known for sure."""
-    new = layout.config
     for step in ensemble.ensemble_scheduling.step:
         if step.model_name != name:
             continue
-        if step.model_version > 0 and step.model_version not in model_config.served(new, layout.versions):
+        if step.model_version > 0 and step.model_version not in model_config.served(
+            layout.config, layout.versions
+        ):
             yield f"uses version {step.model_version}, which would not be there"
-        if tensors is not None:
-            yield from _misnamed(step, new, *tensors)
-        if present is not None:
-            for side in ("input", "output"):
-                yield from _misshapen(side, getattr(step, f"{side}_map"), ensemble, new, present)
+        for side in SIDES:
+            if side in tensors:
+                yield from _misnamed(step, side, tensors[side])
+                if present is not None:
+                    yield from _misshapen(step, side, tensors[side], ensemble, present)
 
 
-def _misnamed(
-    step: Any, new: model_config.ModelConfig, inputs: frozenset[str], outputs: frozenset[str]
-) -> Iterator[str]:
-    for what, used, has in (("input", step.input_map, inputs), ("output", step.output_map, outputs)):
-        if gone := sorted(set(used) - has):
-            yield f"uses its {what} {_listed(gone)}, which it does not have"
-    optional = {tensor.name for tensor in new.input if tensor.optional}
-    if more := sorted(inputs - optional - set(step.input_map)):
+def _misnamed(step: Any, side: str, new: Mapping[str, _Tensor]) -> Iterator[str]:
+    used = set(getattr(step, f"{side}_map"))
+    if gone := sorted(used - new.keys()):
+        yield f"uses its {side} {_listed(gone)}, which it does not have"
+    required = {tensor for tensor, has in new.items() if side == "input" and not has.optional}
+    if more := sorted(required - used):
         yield f"has nothing for its input {_listed(more)}"
 
 
 def _misshapen(
+    step: Any,
     side: str,
-    mapping: Mapping[str, str],
+    new: Mapping[str, _Tensor],
     ensemble: model_config.ModelConfig,
-    new: model_config.ModelConfig,
     present: model_config.ModelConfig,
 ) -> Iterator[str]:
-    before = {tensor.name: tensor for tensor in getattr(present, side)}
-    ends = {tensor.name: tensor for tensor in getattr(ensemble, side)}
-    for tensor in getattr(new, side):
-        old = before.get(tensor.name)
-        if old is None or tensor.name not in mapping:
+    mapping, ends = getattr(step, f"{side}_map"), _of_config(ensemble, side)
+    for tensor, old in _of_config(present, side).items():
+        if tensor not in new or tensor not in mapping:
             continue
-        if tensor.data_type != old.data_type:
-            kinds = model_config.datatype(old.data_type), model_config.datatype(tensor.data_type)
-            yield f"uses its {side} {tensor.name!r} as {kinds[0]}, which would be {kinds[1]}"
-        end = ends.get(mapping[tensor.name])
-        batched = new.max_batch_size == present.max_batch_size  # without which dims do not compare
-        if end is not None and batched and _fit(end.dims, old.dims) and not _fit(end.dims, tensor.dims):
-            yield f"uses its {side} {tensor.name!r} with dims {list(end.dims)}, which would be {list(tensor.dims)}"
+        used, now, end = f"uses its {side} {tensor!r}", new[tensor], ends.get(mapping[tensor])
+        if now.datatype is not None and now.datatype != old.datatype:
+            yield f"{used} as {old.datatype}, which would be {now.datatype}"
+        if end is not None and end.fits(old) and not end.fits(now):
+            yield f"{used} with dims {list(end.dims[0])}, which would be {list(now.dims[0])}"
 
 
 def _fit(left: Sequence[int], right: Sequence[int]) -> bool:

@@ -40,7 +40,7 @@ from mlflow_triton.errors import (
 from mlflow_triton.models import onnx, triton
 from mlflow_triton.options import LOCK_TIMEOUT, DeploymentOptions
 from mlflow_triton.plan import Plan, Side, model_text
-from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, override, told, unfinished
+from mlflow_triton.recovery import DEPLOYMENT_ID, Recovery, told, unfinished
 from mlflow_triton.repository import config as model_config
 from mlflow_triton.repository.layout import CONFIG_FILE, KEPT, check_name
 from mlflow_triton.repository.record import RECORD_NAME, Record, digest, text_digest
@@ -155,7 +155,6 @@ class Deployer:
                 record, layout, example = self._stage(
                     workspace, _Wanted(name, model_uri, flavor, options), set()
                 )
-                load_with = override(layout.config, record.deployment_id)
                 self._dependants.refuse_missing(name, layout)
                 with (
                     self._dependants.members_proven(layout.config),
@@ -169,7 +168,7 @@ class Deployer:
                     # The server tells which versions it knows of a model that is in the repository.
                     self._refuse_cached(layout, name, self._known_versions(name), record.flavor)
                     nothing = f"Nothing of {name!r} is left behind."
-                    self._load(record, load_with, options, otherwise=nothing)
+                    self._load(record, layout, options, otherwise=nothing)
                     self._smoke_test(record, layout, example, options, otherwise=nothing)
                     deployment = self._described(record, self._control.index(), None)
         log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
@@ -261,7 +260,6 @@ class Deployer:
         was_ready = self._control.is_ready(name)
         known = self._known_versions(name)
         record, layout, example = self._stage(workspace, wanted, known)
-        load_with = override(layout.config, record.deployment_id)
         self._dependants.refuse_missing(name, layout)
         ensembles = self._dependants.refuse_update(name, layout, workspace.model)
         with (
@@ -270,7 +268,7 @@ class Deployer:
         ):
             with step("publish"):
                 workspace.swap(name)
-            self._load(record, load_with, options, otherwise=unchanged)
+            self._load(record, layout, options, otherwise=unchanged)
             self._dependants.refuse_broken(name, ensembles, unchanged)
             self._smoke_test(record, layout, example, options, otherwise=unchanged)
             deployment = self._described(record, self._control.index(), None)
@@ -698,6 +696,11 @@ class Deployer:
                 "%r becomes version %d: Triton may have cached answers of the others.", name, max(known) + 1
             )
         layout.check(name)
+        if options.smoke_test and layout.config.model_transaction_policy.decoupled:
+            raise InvalidParameter(
+                f"-C smoke_test=true cannot test {source.name}: it is decoupled, and answers a request as often as it likes. "
+                "Nothing was changed. Deploy it without the option."
+            )
         if cached:
             self._refuse_cached(layout, name, known, source.flavor)
         return source, layout
@@ -710,13 +713,14 @@ class Deployer:
         record = self._kept(wanted.name) if back else self._managed(wanted.name)
         directory = self._repository.path / wanted.name / (KEPT if back else "")
         changed = self._repository.changed_files(record, kept=back)
-        return deployed(record, directory, changed, wanted.options)
+        return deployed(record, directory, changed, wanted.options, download)
 
     @step("load")
-    def _load(self, record: Record, load_with: str, options: DeploymentOptions, *, otherwise: str) -> None:
+    def _load(self, record: Record, layout: Layout, options: DeploymentOptions, *, otherwise: str) -> None:
         """Load what was published and prove that it is what serves; `otherwise` tells what a failure leaves."""
         try:
-            self._control.load(record.name, config_json=load_with, timeout=options.load_timeout)
+            identity = str(record.deployment_id)
+            self._recovery.load_new(record.name, layout.config, identity, timeout=options.load_timeout)
         except (LoadFailed, ServerUnavailable) as error:
             raise type(error)(f"{error.message} {otherwise}") from None
         self._prove(record, otherwise)

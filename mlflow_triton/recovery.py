@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow_triton.repository.local import LocalRepository, Workspace
     from mlflow_triton.serving.control import Control
 
-__all__ = ["DEPLOYMENT_ID", "Recovery", "override", "told", "unfinished"]
+__all__ = ["DEPLOYMENT_ID", "Recovery", "told", "unfinished"]
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,35 @@ class Recovery:
         except RepositoryError:
             record = None  # that of a model which was to be adopted, and is not
         identity = None if record is None else record.deployment_id
-        self._control.load(name, config_json=override(config, identity), timeout=timeout)
+        # Whether the server runs it with that id already says nothing of this load, which may still need the files.
+        self._control.load(name, config_json=_override(config, identity), timeout=timeout)
+
+    def load_new(
+        self, name: str, config: model_config.ModelConfig, identity: str, *, timeout: float | None
+    ) -> None:
+        """Load a deployment with an id that the server has never seen; once it runs with it, the load has ended."""
+        self._control.load(
+            name,
+            config_json=_override(config, identity),
+            timeout=timeout,
+            reached=lambda left: self._serves(name, identity, left),
+        )
+
+    def _serves(self, name: str, identity: str, timeout: float) -> bool:
+        """Say whether the server runs every version of a model that it has with this id, and loads none."""
+        deadline = time.monotonic() + timeout
+        entries = [entry for entry in self._control.index(timeout=timeout) if entry.name == name]
+        ready = [entry.version for entry in entries if entry.state == "READY"]
+        if not ready or any(entry.state == "LOADING" for entry in entries):
+            return False
+        return all(
+            model_config.parameter(
+                self._control.config(name, version, timeout=max(deadline - time.monotonic(), 0.1)) or {},
+                DEPLOYMENT_ID,
+            )
+            == identity
+            for version in ready
+        )
 
     def settle(self, claim: Claim, spare: Workspace, *, repeated: bool = False) -> str | None:
         """Finish or undo the change in whose middle a process died.
@@ -309,7 +337,7 @@ class Recovery:
             self.serve(name, timeout=timeout)
 
 
-def override(config: model_config.ModelConfig, deployment_id: str | None) -> str:
+def _override(config: model_config.ModelConfig, deployment_id: str | None) -> str:
     """Return the configuration to load with: the model's own, and the deployment's id."""
     if deployment_id is not None:
         config = model_config.with_parameter(config, DEPLOYMENT_ID, deployment_id)

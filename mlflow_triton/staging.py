@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_triton.errors import InvalidModel, InvalidParameter
 from mlflow_triton.models import onnx, triton
 from mlflow_triton.models.download import LARGE, share
-from mlflow_triton.models.example import input_example
+from mlflow_triton.models.example import input_example, logged_example
 from mlflow_triton.models.resolve import Origin, resolve
 from mlflow_triton.options import DeploymentOptions
 from mlflow_triton.repository.config import ModelConfig, parse
@@ -117,7 +117,13 @@ def downloaded(model_uri: str, flavor: str | None, options: DeploymentOptions, d
     return Source(model.origin, chosen, contents, options.applied(), model_uri, example)
 
 
-def deployed(record: Record, directory: Path, changed: Collection[str], options: DeploymentOptions) -> Source:
+def deployed(
+    record: Record,
+    directory: Path,
+    changed: Collection[str],
+    options: DeploymentOptions,
+    download: Path | None = None,
+) -> Source:
     """Take what is deployed, as it is on disk.
 
     Args:
@@ -125,6 +131,7 @@ def deployed(record: Record, directory: Path, changed: Collection[str], options:
         directory: Its directory in the model repository.
         changed: What in it is not as it was published.
         options: What to change.
+        download: An empty directory, for what is fetched of the model to test it with.
 
     Raises:
         TritonPluginError: The directory is not what can be deployed, or the options do not go with it.
@@ -138,14 +145,16 @@ def deployed(record: Record, directory: Path, changed: Collection[str], options:
         _refuse_version(options)
     elif options.version is not None:
         contents = _renumbered(contents, options.version)
+    origin = Origin(
+        record.mlflow_model_uri, record.model_name, record.model_version, record.model_id, record.run_id
+    )
     return Source(
-        Origin(
-            record.mlflow_model_uri, record.model_name, record.model_version, record.model_id, record.run_id
-        ),
+        origin,
         record.flavor,
         contents,
         options.added_to(record.options),
         str(directory),
+        logged_example(origin, download) if options.smoke_test and download is not None else None,
         directory=directory,
         digests={name: value for name, value in record.files.items() if name not in changed},
     )

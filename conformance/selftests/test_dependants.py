@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import mlflow
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mlflow.deployments import get_deploy_client
+from onnx import TensorProto, helper
 
 from mlflow_triton import flavor
 from mlflow_triton.embedded import EmbeddedTriton
 from mlflow_triton.errors import InvalidModel, LoadFailed
-from mlflow_triton.models.onnx_file import tensor_names
+from mlflow_triton.models.onnx_file import Tensor, tensors
 from mlflow_triton.repository.claim import PREFIX
 from mlflow_triton_conformance import models
 
@@ -60,9 +64,19 @@ class Shop:
             f"{self.server.http_url.replace('http://', 'triton://')}?{query}"
         )
 
-    def adder(self, value: float, *, config: str = MEMBER.format(dims="[ -1, 1 ]"), renamed: str = "") -> str:
+    def adder(
+        self,
+        value: float,
+        *,
+        config: str = MEMBER.format(dims="[ -1, 1 ]"),
+        renamed: str = "",
+        kind: int = TensorProto.FLOAT,
+        width: int = 1,
+    ) -> str:
         """Save a model that adds a value; return its path."""
-        model = models.constant(value)
+        model = models.with_weights(np.full(width, value, helper.tensor_dtype_to_np_dtype(kind)))
+        for tensor in (*model.graph.input, *model.graph.output):
+            tensor.type.tensor_type.elem_type = kind
         if renamed:
             model.graph.output[0].name = model.graph.node[0].output[0] = renamed
         path = self.directory / f"model-{time.monotonic_ns()}"
@@ -142,6 +156,10 @@ def test_what_would_break_an_ensemble_is_refused_first(pair: Shop) -> None:
         r"'y' as TYPE_FP32, which would be TYPE_FP64": pair.adder(
             2.0, config=MEMBER.format(dims="[ -1, 1 ]").replace("TYPE_FP32", "TYPE_FP64")
         ),
+        r"'x' as TYPE_FP32, which would be TYPE_FP64.*'y' as": pair.adder(
+            2.0, config="", kind=TensorProto.DOUBLE
+        ),
+        r"'x' with dims \[-1, 1\], which would be \[-1, 2\]": pair.adder(2.0, config="", width=2),
         r"'x' with dims \[-1, 1\], which would be \[-1, 1, 1\]": pair.adder(
             2.0, config=MEMBER.format(dims="[ -1, 1, 1 ]")
         ),
@@ -199,11 +217,27 @@ def test_a_foreign_ensemble(pair: Shop) -> None:
         shutil.rmtree(broken)
 
 
-def test_the_names_in_an_onnx_file(tmp_path: Path) -> None:
-    """Inputs and outputs are named as a runtime has them: an initializer is no input."""
+def test_the_tensors_of_an_onnx_file(tmp_path: Path) -> None:
+    """Inputs and outputs are those of a runtime, with datatype and shape: an initializer is no input."""
     model = models.constant(1.0)
     model.graph.input.add().CopyFrom(model.graph.input[0])
     model.graph.input[1].name = "w"
+    model.graph.output.append(helper.make_tensor_value_info("text", TensorProto.STRING, None))
+    model.graph.output.append(helper.make_tensor_value_info("small", TensorProto.FLOAT8E5M2, [2, 0]))
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    assert tensor_names(path) == (frozenset({"x"}), frozenset({"y"}))
+    x = Tensor("TYPE_FP32", (-1, 1))
+    outputs = {"y": x, "text": Tensor("TYPE_STRING", None), "small": Tensor(None, (2, -1))}
+    assert tensors(path) == ({"x": x}, outputs)
+
+
+@given(st.data())
+def test_any_file_for_an_onnx_file(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Whatever a file holds, its tensors are found or it is no ONNX file; nothing else happens."""
+    content = bytearray(models.constant(1.0).SerializeToString())
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("any") / "model.onnx"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    found = tensors(path)
+    assert found is None or all(isinstance(side, dict) for side in found)

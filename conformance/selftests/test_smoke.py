@@ -18,7 +18,7 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_triton import flavor
 from mlflow_triton.embedded import EmbeddedTriton
-from mlflow_triton.errors import InvalidModel, SmokeTestFailed
+from mlflow_triton.errors import InvalidModel, InvalidParameter, SmokeTestFailed
 from mlflow_triton.models import resolve
 from mlflow_triton.models.example import input_example
 from mlflow_triton.repository.claim import PREFIX
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 SMOKE = {"smoke_test": "true"}
+MLFLOW_3 = not mlflow.__version__.startswith("2.")
+NAMED = {"name" if MLFLOW_3 else "artifact_path": "model"}
 CLIENT = """\
 import sys
 from mlflow.deployments import get_deploy_client
@@ -115,6 +117,41 @@ def test_what_is_sent(
     get_deploy_client(target).create_deployment("m", str(path), config=SMOKE)
     (line,) = [record.getMessage() for record in caplog.records if "smoke test" in record.getMessage()]
     assert all(words in line for words in sent.split(".*"))
+
+
+def test_what_an_update_of_options_sends(target: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The model's own input_example is sent also when it is deployed already; zeros, where MLflow has it no more."""
+    example = np.array([[7.0], [8.0]], np.float32)
+    with mlflow.start_run():
+        mlflow.onnx.log_model(
+            models.constant(1.0),
+            **NAMED,
+            pip_requirements=["onnx"],
+            input_example=example,
+            registered_model_name="r",
+        )
+    client = get_deploy_client(target)
+    client.create_deployment("m", "models:/r/1")
+    caplog.set_level(logging.INFO, "mlflow_triton")
+    for warmup, sent in ((1, "MLflow's input_example"), (2, "an input of zeros")):
+        caplog.clear()
+        client.update_deployment("m", config={**SMOKE, "warmup": warmup})
+        (line,) = [record.getMessage() for record in caplog.records if "passed its" in record.getMessage()]
+        assert sent in line
+        if warmup == 1:
+            mlflow.MlflowClient().delete_model_version("r", "1")
+    assert "without its input_example" in caplog.text
+
+
+def test_a_decoupled_model(target: str, python: Callable[..., str]) -> None:
+    """A model that answers a request as often as it likes is refused for a smoke test before anything changes."""
+    config = "model_transaction_policy { decoupled: true }"
+    client = get_deploy_client(target)
+    with pytest.raises(
+        InvalidParameter, match=r"smoke_test=true cannot test .* it is decoupled.*Nothing was changed"
+    ):
+        client.create_deployment("m", python(1, config=config), config=SMOKE)
+    assert client.list_deployments() == []
 
 
 def test_a_model_that_fails_never_stands(target: str, python: Callable[..., str]) -> None:

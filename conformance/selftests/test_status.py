@@ -167,11 +167,11 @@ def test_what_is_not_whole(records: Callable[..., str], tmp_path: Path) -> None:
     records("well", "models:/registered/1")
     records("corrupt", "models:/registered/1", name="another")
     if (pid := os.fork()) == 0:
-        for name in ("well", "new"):
-            claim(tmp_path / "repository", name, "create", timeout=1).__enter__().begin(
-                "0" * 32, was_ready=False, server_was_ready=True
-            )
-        os._exit(0)
+        root = tmp_path / "repository"
+        with claim(root, "well", "create", timeout=1) as well, claim(root, "new", "create", timeout=1) as new:
+            for held in (well, new):
+                held.begin("0" * 32, was_ready=False, server_was_ready=True)
+            os._exit(0)
     os.waitpid(pid, 0)
     code, found = look(target)
     rows = {row["name"]: (row["state"], *row["problems"]) for row in found["deployments"]}

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 from mlflow.models import Model
 
-from mlflow_triton.errors import InvalidModel
-from mlflow_triton.models.tracking import first_words
+from mlflow_triton.errors import InvalidModel, TritonPluginError
+from mlflow_triton.models.resolve import SERVED, ResolvedModel
+from mlflow_triton.models.tracking import first_words, foreign_errors, require_server
 
 if TYPE_CHECKING:
-    from mlflow_triton.models.resolve import ResolvedModel
+    from mlflow_triton.models.resolve import Origin
 
-__all__ = ["Example", "input_example"]
+__all__ = ["Example", "input_example", "logged_example"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +68,33 @@ def input_example(model: ResolvedModel) -> Example | None:
             "without the option."
         ) from None
     return Example(example)
+
+
+def logged_example(origin: Origin, destination: Path) -> Example | None:
+    """Fetch the input example of a model that has been deployed, and nothing else of it.
+
+    Args:
+        origin: Where the model came from.
+        destination: An empty directory.
+
+    Returns:
+        ``None``: it was logged without one, or cannot be had any more; the log says why.
+    """
+    if origin.model_name is not None and origin.model_version is not None:
+        uri = f"models:/{origin.model_name}/{origin.model_version}"  # an alias may have moved
+    else:
+        uri = f"models:/{origin.model_id}" if origin.model_id is not None else origin.uri
+    try:
+        if uri.partition(":")[0] in SERVED:
+            require_server()
+        with foreign_errors(f"The input_example of {uri}", destination):
+            fetched = mlflow.artifacts.download_artifacts(f"{uri}/MLmodel", dst_path=str(destination))
+            info = Model.load(fetched).saved_input_example_info or {}
+            name = info.get("artifact_path")
+            if not isinstance(name, str) or PurePosixPath(name).name != name:
+                return None
+            mlflow.artifacts.download_artifacts(f"{uri}/{name}", dst_path=str(destination))
+        return input_example(ResolvedModel(Path(fetched).parent, {}, origin))
+    except TritonPluginError as error:
+        log.info("Testing %s without its input_example: %s", uri, error.message)
+        return None

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_triton.errors import LoadFailed, ServerRefused, ServerTimeout, ServerUnavailable
 from mlflow_triton.serving.http import HttpEndpoint, Response, one_line, segment
+from mlflow_triton.serving.watch import watched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from mlflow_triton.settings import Settings
 
@@ -118,10 +119,19 @@ class Control:
         """Say whether the server's model repositories have a directory of this name."""
         return any(entry.name == name for entry in self.index())
 
-    def config(self, name: str) -> dict[str, Any] | None:
-        """Return the configuration with which the server runs a model; ``None`` when it serves none."""
-        path = f"/v2/models/{segment(name)}/config"
-        answer = self.http.json("GET", path)
+    def config(
+        self, name: str, version: str | None = None, *, timeout: float | None = None
+    ) -> dict[str, Any] | None:
+        """Return the configuration with which the server runs a model; ``None`` when it serves none.
+
+        Args:
+            name: The model.
+            version: The one that is meant; default: the one that answers requests which name none.
+            timeout: Seconds; default: the setting `request_timeout`.
+        """
+        versions = "" if version is None else f"/versions/{segment(version)}"
+        path = f"/v2/models/{segment(name)}{versions}/config"
+        answer = self.http.json("GET", path, timeout=timeout)
         if isinstance(answer, Response) and answer.status in (400, 404):
             return None
         config: dict[str, Any] = self._checked(answer, dict, path)
@@ -155,6 +165,7 @@ class Control:
         config_json: str,
         files: Mapping[str, bytes] | None = None,
         timeout: float | None = None,
+        reached: Callable[[float], bool] | None = None,
     ) -> None:
         """Load or reload a model from the repository's files, with a configuration of ours.
 
@@ -163,6 +174,8 @@ class Control:
             config_json: Replaces config.pbtxt for this load.
             files: Replace the repository's, by path in the model directory; Triton keeps them in memory.
             timeout: Seconds; default: the setting `load_timeout`.
+            reached: Says, within the seconds that it is given, whether the server serves what it was to load: if so,
+                the load has ended, also if Triton's answer is lost. Default: only the answer ends it.
 
         Raises:
             LoadFailed: Triton refused; its reason is in the message. What it served before it still serves.
@@ -172,17 +185,12 @@ class Control:
         seconds = timeout or self._settings.load_timeout.value
         contents = {f"file:{path}": content for path, content in (files or {}).items()}
         with self._grpc() as grpc:
-            if grpc is None:
-                encoded = {key: base64.b64encode(content).decode() for key, content in contents.items()}
-                answer = self.http.json(
-                    "POST",
-                    f"/v2/repository/models/{segment(name)}/load",
-                    {"parameters": {"config": config_json, **encoded}},
-                    timeout=seconds,
-                )
-                if isinstance(answer, Response):
-                    raise self._refused("load", name, answer.error)
-            else:
+
+            def call() -> None:
+                if grpc is None:
+                    encoded = {key: base64.b64encode(content).decode() for key, content in contents.items()}
+                    self._post("load", name, {"parameters": {"config": config_json, **encoded}}, seconds)
+                    return
                 with self._grpc_errors("load", name, seconds):
                     grpc.load_model(
                         name,
@@ -191,6 +199,11 @@ class Control:
                         headers=self._grpc_headers,
                         client_timeout=seconds,
                     )
+
+            if reached is None:
+                call()
+            else:
+                watched(call, reached, what=f"load of {name!r}", seconds=seconds)
 
     def require_explicit(self) -> None:
         """Refuse a server that does not load and unload models on request.
@@ -202,7 +215,8 @@ class Control:
         """
         try:
             seconds = self._settings.request_timeout.value
-            self.unload(f"mlflow-triton-{uuid.uuid4().hex}", timeout=seconds)
+            with self._grpc() as grpc:
+                self._unload(grpc, f"mlflow-triton-{uuid.uuid4().hex}", seconds)
         except LoadFailed as error:
             if NOT_EXPLICIT not in error.message:
                 raise
@@ -223,22 +237,21 @@ class Control:
         """
         seconds = timeout or self._settings.load_timeout.value
         deadline = time.monotonic() + seconds
+
+        def holds(timeout: float, *states: str) -> bool:
+            index = self.index(timeout=timeout)
+            return any(entry.name == name and entry.state in states for entry in index)
+
         with self._grpc() as grpc:
-            if grpc is None:
-                path = f"/v2/repository/models/{segment(name)}/unload"
-                answer = self.http.json("POST", path, {}, timeout=seconds)
-                if isinstance(answer, Response):
-                    raise self._refused("unload", name, answer.error)
-            else:
-                with self._grpc_errors("unload", name, seconds):
-                    grpc.unload_model(name, headers=self._grpc_headers, client_timeout=seconds)
+            watched(
+                lambda: self._unload(grpc, name, seconds),
+                # A load that is under way has its turn first.
+                lambda left: not holds(left, "READY", "UNLOADING", "LOADING"),
+                what=f"unload of {name!r}",
+                seconds=seconds,
+            )
         pause = 0.005
-
-        def holds() -> bool:
-            index = self.index(timeout=max(deadline - time.monotonic(), 1.0))
-            return any(entry.name == name and entry.state in ("READY", "UNLOADING") for entry in index)
-
-        while holds():
+        while holds(max(deadline - time.monotonic(), 1.0), "READY", "UNLOADING"):
             if time.monotonic() > deadline:
                 raise ServerTimeout(
                     f"{self._where} was still unloading {name!r} after {seconds:g} s: requests in flight hold it. "
@@ -246,6 +259,20 @@ class Control:
                 )
             time.sleep(pause)
             pause = min(pause * 2, 0.1)
+
+    def _unload(self, grpc: Any, name: str, seconds: float) -> None:
+        if grpc is None:
+            self._post("unload", name, {}, seconds)
+            return
+        with self._grpc_errors("unload", name, seconds):
+            grpc.unload_model(name, headers=self._grpc_headers, client_timeout=seconds)
+
+    def _post(self, verb: str, name: str, body: Mapping[str, Any], seconds: float) -> None:
+        answer = self.http.json(
+            "POST", f"/v2/repository/models/{segment(name)}/{verb}", body, timeout=seconds
+        )
+        if isinstance(answer, Response):
+            raise self._refused(verb, name, answer.error)
 
     def grpc_answers(self) -> bool:
         """Say whether models are loaded over gRPC."""
