@@ -46,8 +46,8 @@ from mlflow_triton.repository.layout import CONFIG_FILE, KEPT, check_name
 from mlflow_triton.repository.record import RECORD_NAME, Record, digest, text_digest
 from mlflow_triton.scratch import remove_abandoned, scratch
 from mlflow_triton.staging import deployed, downloaded, keep
+from mlflow_triton.steps import conclude, step
 from mlflow_triton.steps import operation as operation_of
-from mlflow_triton.steps import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,7 +171,7 @@ class Deployer:
                     self._load(record, layout, options, otherwise=nothing)
                     self._smoke_test(record, layout, example, options, otherwise=nothing)
                     deployment = self._described(record, self._control.index(), None)
-        log.info("Created the deployment %r (%s) of %s.", name, record.deployment_id, model_uri)
+            conclude(f"deployment {record.deployment_id} of {model_uri} serves")
         return deployment
 
     def update(
@@ -272,12 +272,7 @@ class Deployer:
             self._dependants.refuse_broken(name, ensembles, unchanged)
             self._smoke_test(record, layout, example, options, otherwise=unchanged)
             deployment = self._described(record, self._control.index(), None)
-        log.info(
-            "Updated the deployment %r (%s) to %s.",
-            name,
-            record.deployment_id,
-            wanted.model_uri or options.applied() or record.mlflow_model_uri,
-        )
+        conclude(f"deployment {record.deployment_id} of {record.mlflow_model_uri} serves")
         return deployment
 
     def delete(self, name: str, options: DeploymentOptions) -> None:
@@ -289,7 +284,7 @@ class Deployer:
         """
         with self._operation(name, "delete", options) as claim:
             if claim.interrupted is None and not self._repository.exists(name):
-                log.info("There is no deployment %r to delete.", name)
+                conclude("there was none")
                 return
             if claim.interrupted is None:
                 self._managed(name)
@@ -308,7 +303,6 @@ class Deployer:
                         ) from None
                     with step("remove"):
                         workspace.remove(name)
-        log.info("Deleted the deployment %r.", name)
 
     def plan(
         self,
@@ -373,7 +367,7 @@ class Deployer:
             self._dependants.refuse_missing(name, layout)
             if self._repository.exists(name):
                 self._dependants.refuse_update(name, layout, None)
-            digests = {str(target): source.digest(file) for target, file in layout.files.items()}
+            digests = source.digests_of(layout.files, None)
             if layout.config_text is not None:
                 digests[CONFIG_FILE] = text_digest(layout.config_text)
             record = self._record(name, source, layout, digests)
@@ -463,6 +457,7 @@ class Deployer:
             with self._operation(name, "restore", options) as claim, self._proven(claim):
                 record = self._managed(name)
                 if self.serving_id(name) == record.deployment_id and self._control.is_ready(name):
+                    conclude("it served already")
                     return Restored(name, "serves already", failed=False)
                 with step("load"):
                     self._recovery.serve(name, timeout=options.load_timeout)
@@ -631,14 +626,12 @@ class Deployer:
         mode = self._repository.path.stat().st_mode
         for directory in layout.directories:
             (workspace.model / directory).mkdir(parents=True, exist_ok=True)
-        digests = {
-            str(target): (
+        for target, file in layout.files.items():
+            if source.directory is None:
                 _place(file, workspace.model / target, mode)
-                if source.directory is None
-                else source.copy(file, workspace.model / target)
-            )
-            for target, file in layout.files.items()
-        }
+            else:
+                source.copy(file, workspace.model / target)
+        digests = source.digests_of(layout.files, workspace.model)
         if layout.config_text is not None:
             (workspace.model / CONFIG_FILE).write_bytes(layout.config_text)
             digests[CONFIG_FILE] = digest(workspace.model / CONFIG_FILE)
@@ -800,8 +793,8 @@ def _warn_of_dropped(old: Record, model_uri: str | None, options: DeploymentOpti
         )
 
 
-def _place(source: Path, target: Path, mode: int) -> str:
-    """Move a file and give it the repository's permissions; return its digest."""
+def _place(source: Path, target: Path, mode: int) -> None:
+    """Move a file and give it the repository's permissions."""
     target.parent.mkdir(parents=True, exist_ok=True)
     found = source.stat()
     wanted = _permissions(mode, found.st_mode)
@@ -814,7 +807,6 @@ def _place(source: Path, target: Path, mode: int) -> str:
         target.chmod(wanted)
     else:
         source.rename(target)
-    return digest(target)
 
 
 def _permissions(mode: int, own: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -72,24 +74,32 @@ class Source:
         same_files = all(str(path) in self.digests for path in self.contents.files)
         return same_files and then == now
 
-    def copy(self, file: Path, target: Path) -> str:
-        """Put a file of a deployment into a new directory, without copying a large one if that is possible.
-
-        Returns:
-            Its digest.
-        """
+    def copy(self, file: Path, target: Path) -> None:
+        """Put a file of a deployment into a new directory, without copying a large one if that is possible."""
         target.parent.mkdir(parents=True, exist_ok=True)
         large = file.stat().st_size >= LARGE
         if not (large and share(file, target, link=True)):
             if large:
                 log.info("Copying %s: its filesystem lets this user neither clone nor link it.", file)
             shutil.copy(file, target)
-        return self.digest(file)
 
-    def digest(self, file: Path) -> str:
-        """Return the digest of one of the files, which need not be read if it is on record."""
-        known = None if self.directory is None else self.digests.get(str(file.relative_to(self.directory)))
-        return known or digest(file)
+    def digests_of(self, files: Mapping[PurePosixPath, Path], built: Path | None) -> dict[str, str]:
+        """Return the digests of files by their places; what is on record is not read, of the rest several at once.
+
+        Args:
+            files: Place in the new directory to file of this source.
+            built: The new directory, where they are by now; ``None``: they are where they were.
+        """
+
+        def found(place: PurePosixPath) -> str:
+            file = files[place]
+            known = (
+                None if self.directory is None else self.digests.get(str(file.relative_to(self.directory)))
+            )
+            return known or digest(file if built is None else built / place)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return dict(zip(map(str, files), pool.map(found, files), strict=True))
 
 
 def downloaded(model_uri: str, flavor: str | None, options: DeploymentOptions, directory: Path) -> Source:

@@ -133,12 +133,12 @@ def test_what_an_update_of_options_sends(target: str, caplog: pytest.LogCaptureF
     client = get_deploy_client(target)
     client.create_deployment("m", "models:/r/1")
     caplog.set_level(logging.INFO, "mlflow_triton")
-    for warmup, sent in ((1, "MLflow's input_example"), (2, "an input of zeros")):
+    for count, sent in ((1, "MLflow's input_example"), (2, "an input of zeros")):
         caplog.clear()
-        client.update_deployment("m", config={**SMOKE, "warmup": warmup})
+        client.update_deployment("m", config={**SMOKE, "instance_count": count})
         (line,) = [record.getMessage() for record in caplog.records if "passed its" in record.getMessage()]
         assert sent in line
-        if warmup == 1:
+        if count == 1:
             mlflow.MlflowClient().delete_model_version("r", "1")
     assert "without its input_example" in caplog.text
 
