@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,6 +19,21 @@ __all__ = ["main"]
 TARGET = click.option(
     "-t", "--target", default="triton", show_default=True, help="The target URI, as for mlflow deployments."
 )
+
+
+CONFIG = partial(click.option, "-C", "--config", "config", multiple=True, metavar="NAME=VALUE")
+
+
+def _options(config: tuple[str, ...]) -> dict[str, str]:
+    """Read -C options as ``mlflow deployments`` does."""
+    options: dict[str, str] = {}
+    for item in config:
+        name, equals, value = item.partition("=")
+        if not equals or name in options:
+            problem = "is there twice" if equals else "is not NAME=VALUE"
+            raise click.UsageError(f"-C {item} {problem}. Nothing was changed.")
+        options[name] = value
+    return options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -106,14 +122,7 @@ def doctor(*, target: str, repair: bool) -> None:
 @main.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @TARGET
-@click.option(
-    "-C",
-    "--config",
-    "config",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="lock_timeout, load_timeout.  [repeatable]",
-)
+@CONFIG(help="lock_timeout, load_timeout.  [repeatable]")
 def restore(*, names: tuple[str, ...], target: str, config: tuple[str, ...]) -> None:
     """Load deployments again, all or those of these names, as after a restart of Triton.
 
@@ -122,9 +131,8 @@ def restore(*, names: tuple[str, ...], target: str, config: tuple[str, ...]) -> 
     """
     from mlflow_triton.deployments import TritonDeploymentClient  # noqa: PLC0415 - the other commands need none of it
 
-    options = dict(item.partition("=")[::2] for item in config)
     failed = False
-    for restored in TritonDeploymentClient(target).restore(names, options):
+    for restored in TritonDeploymentClient(target).restore(names, _options(config)):
         failed |= restored.failed
         click.echo(f"{'failed' if restored.failed else 'ok':<8} {restored.name}: {restored.text}")
     if failed:
@@ -134,14 +142,7 @@ def restore(*, names: tuple[str, ...], target: str, config: tuple[str, ...]) -> 
 @main.command()
 @click.argument("name")
 @TARGET
-@click.option(
-    "-C",
-    "--config",
-    "config",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="lock_timeout, load_timeout, smoke_test, dry_run.  [repeatable]",
-)
+@CONFIG(help="lock_timeout, load_timeout, smoke_test, dry_run.  [repeatable]")
 def rollback(*, name: str, target: str, config: tuple[str, ...]) -> None:
     """Bring back what an update with -C keep_previous=true has replaced.
 
@@ -150,8 +151,7 @@ def rollback(*, name: str, target: str, config: tuple[str, ...]) -> None:
     """
     from mlflow_triton.deployments import TritonDeploymentClient  # noqa: PLC0415 - the other commands need none of it
 
-    options = dict(item.partition("=")[::2] for item in config)
-    deployment = TritonDeploymentClient(target).rollback_deployment(name, options)
+    deployment = TritonDeploymentClient(target).rollback_deployment(name, _options(config))
     click.echo(f"{name} serves {deployment['mlflow_model_uri']} again, as {deployment['deployment_id']}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 from mlflow_triton.errors import InvalidOption
 from mlflow_triton.repository import config as model_config
 from mlflow_triton.repository.layout import CONFIG_FILE, lay_out
+from mlflow_triton.small_file import LARGEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -243,7 +245,10 @@ def _backend(config: ModelConfig) -> str:
 
 def _read(path: str) -> bytes:
     try:
-        text = Path(path).read_bytes()
+        with Path(path).open("rb") as file:  # which may be a pipe of the shell's
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB", path)  # noqa: TRY301 - as the others
     except OSError as error:
         raise InvalidOption(
             f"Nothing was changed. config_file={path!r} cannot be read: {error.strerror}."

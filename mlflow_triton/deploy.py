@@ -380,14 +380,15 @@ class Deployer:
         known = (
             {} if record is None else {file: it for file, it in record.files.items() if file not in changed}
         )
-        files = {str(path): file for path, file in triton.scan(root, origin=str(root)).files.items()}
-        files = {path: file for path, file in files.items() if Path(path).parts[0] != KEPT}
-        files |= {CONFIG_FILE: root / CONFIG_FILE} if (root / CONFIG_FILE).exists() else {}
+        contents = triton.scan(root, origin=str(root))
         digests: dict[str, str | None] = {
-            path: None if path == RECORD_NAME else known.get(path) or digest(file)
-            for path, file in files.items()
+            str(path): None if str(path) == RECORD_NAME else known.get(str(path)) or digest(file)
+            for path, file in contents.files.items()
+            if path.parts[0] != KEPT
         }
-        side = Side.of(record, self._repository.config_text(name), digests)
+        if contents.config_text is not None:
+            digests[CONFIG_FILE] = text_digest(contents.config_text)
+        side = Side.of(record, contents.config_text or b"", digests)
         previous = None if record is None else self._previous(name)
         return side if previous is None else replace(side, previous=model_text(previous))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -28,6 +27,8 @@ __all__ = [
 HIGHEST_VERSION = 2**63 - 1
 #: Seconds to wait for another operation on the same deployment.
 LOCK_TIMEOUT = 60.0
+#: Seconds; gRPC takes much longer ones for none at all.
+LONGEST_TIMEOUT = 1e7
 #: The largest number of most fields of Triton's configuration (int32).
 _LARGEST = 2**31 - 1
 INSTANCE_KINDS = ("KIND_AUTO", "KIND_CPU", "KIND_GPU", "KIND_MODEL")
@@ -66,12 +67,12 @@ def _version(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    wanted = "a positive number of seconds"
+    wanted = f"a positive number of seconds, at most {LONGEST_TIMEOUT:g}"
     try:
         seconds = float(text)
     except ValueError:
         raise ValueError(wanted) from None
-    if not 0 < seconds < math.inf:
+    if not 0 < seconds <= LONGEST_TIMEOUT:
         raise ValueError(wanted)
     return seconds
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["SETTINGS", "Setting", "SettingDefinition", "Settings", "header_problem"]
 
 T = TypeVar("T")
+#: Seconds; sockets and gRPC cannot count much longer ones.
+LONGEST_TIMEOUT = 1e7
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +275,10 @@ def _seconds(setting: Setting[str | None], name: str) -> Setting[float]:
         seconds = float(setting.value or "")
     except ValueError:
         seconds = math.nan
-    if not (0 < seconds < math.inf):
-        raise InvalidSetting(f"{name} {setting} is not a positive number of seconds.")
+    if not (0 < seconds <= LONGEST_TIMEOUT):
+        raise InvalidSetting(
+            f"{name} {setting} is not a positive number of seconds, at most {LONGEST_TIMEOUT:g}."
+        )
     return Setting(seconds, setting.source)
 
 

@@ -86,6 +86,7 @@ def test_options(config: dict[str, Any], expected: DeploymentOptions) -> None:
         ({"version": None}, "version=None is not"),
         ({"load_timeout": "0"}, "load_timeout='0' is not a positive number of seconds"),
         ({"load_timeout": "inf"}, "load_timeout='inf' is not"),
+        ({"load_timeout": "1e20"}, "load_timeout='1e20' is not a positive number of seconds, at most 1e"),
         ({"load_timeout": "nan"}, "load_timeout='nan' is not"),
         ({"load_timeout": "1m"}, "load_timeout='1m' is not"),
         ({"Version": "1"}, "'Version' is not an option (known: version, load_timeout, "),

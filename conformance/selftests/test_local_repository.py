@@ -508,6 +508,19 @@ def test_one_record(repository: LocalRepository, root: Path) -> None:
         repository.record("corrupt")
 
 
+def test_a_file_without_end_is_not_read(repository: LocalRepository, root: Path) -> None:
+    """A record and a configuration of any size are told, and do not fill the memory."""
+    (root / "m").mkdir()
+    for name in ("config.pbtxt", RECORD_NAME):
+        (root / "m" / name).touch()
+        os.truncate(root / "m" / name, 1 << 40)
+    with pytest.raises(RepositoryError, match=rf"{RECORD_NAME}: it is larger than 16 MiB.*adopt=true"):
+        repository.record("m")
+    with pytest.raises(RepositoryError, match=r"config\.pbtxt cannot be read: it is larger"):
+        repository.config_text("m")
+    assert "m" not in dict(repository.config_texts())
+
+
 def test_a_pipe_keeps_nobody_waiting(repository: LocalRepository, root: Path) -> None:
     """A pipe in place of a record, a configuration or a published file is told, and not waited for."""
     for name in ("m", "other"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_triton.errors import RepositoryError
-from mlflow_triton.repository.record import LONGEST_HISTORY, RECORD_NAME, Record, Served
+from mlflow_triton.repository.record import LONGEST_HISTORY, RECORD_NAME, Record, Served, printable
 
 NVIDIA: dict[str, Any] = {
     "name": "m",
@@ -61,18 +61,19 @@ def refusal(document: Any) -> str:
     return message
 
 
-PATHS = st.text().map(lambda text: f"1/x{text}".translate({0: "_"}).replace("/.", "_"))
-TEXT_OR_NONE = st.none() | st.text()
+TEXT = st.text().map(printable)
+PATHS = TEXT.map(lambda text: f"1/x{text}".translate({0: "_"}).replace("/.", "_"))
+TEXT_OR_NONE = st.none() | TEXT
 RECORDS = st.builds(
     Record,
-    *[st.text()] * 4,
+    *[TEXT] * 4,
     *[TEXT_OR_NONE] * 5,
     st.lists(st.integers()).map(tuple),
-    st.dictionaries(PATHS, st.text()),
+    st.dictionaries(PATHS, TEXT),
     TEXT_OR_NONE,
     TEXT_OR_NONE,
     operation=TEXT_OR_NONE,
-    history=st.lists(st.builds(Served, TEXT_OR_NONE, st.text(), *[TEXT_OR_NONE] * 5), max_size=3).map(tuple),
+    history=st.lists(st.builds(Served, TEXT_OR_NONE, TEXT, *[TEXT_OR_NONE] * 5), max_size=3).map(tuple),
 )
 
 
@@ -159,3 +160,13 @@ def test_only_repository_errors_leave(text: str | bytes) -> None:
     """Whatever a file holds, reading it is a record or a RepositoryError."""
     with pytest.raises(RepositoryError):
         read(text)
+
+
+def test_what_a_record_writes_on_a_terminal() -> None:
+    """What cannot be printed, such as a terminal's commands, is an escape when a record has been read."""
+    hostile = "models:/a\x1b[2J\nb/1"
+    shown = r"models:/a\x1b[2J\nb/1"
+    document = {**NVIDIA, "mlflow_model_uri": hostile, "history": [{"mlflow_model_uri": hostile}]}
+    record = read(json.dumps(document))
+    assert (record.mlflow_model_uri, record.history[0].mlflow_model_uri) == (shown, shown)
+    assert "'files' is missing or not what it should be" in refusal({**NVIDIA, "files": {"\x1b": "sha256:0"}})

@@ -210,6 +210,19 @@ def test_nothing_to_roll_back_to(stage: Stage) -> None:
         stage.client.rollback_deployment("m")
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [(["dry_run"], "-C dry_run is not NAME=VALUE"), (["dry_run=true", "dry_run=false"], "is there twice")],
+)
+def test_options_of_the_command(config: list[str], words: str) -> None:
+    """An option without a value, or with two, is refused before anything is asked."""
+    options = [part for item in config for part in ("-C", item)]
+    for command in (["rollback", "m"], ["restore"]):
+        result = CliRunner().invoke(cli.main, [*command, *options])
+        assert result.exit_code == 2
+        assert words in result.output
+
+
 def test_options_alone(stage: Stage) -> None:
     """What an update with options alone replaces is kept as well, with its options; a rollback takes them back."""
     stage.client.create_deployment("m", stage.model(1), config={"instance_count": 2})

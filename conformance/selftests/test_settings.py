@@ -160,12 +160,12 @@ def test_targets_that_are_refused(uri: str, words: str) -> None:
     assert words in refusal(uri)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e999", "soon", "1,5", "60s"])
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e20", "soon", "1,5", "60s"])
 @pytest.mark.parametrize("name", ["request_timeout", "load_timeout"])
 def test_timeouts_that_are_refused(name: str, text: str) -> None:
-    """A timeout is a positive, finite number of seconds."""
+    """A timeout is a positive number of seconds that everything can count."""
     variable = f"TRITON_{name.upper()}"
-    wanted = f"{name} {text} (from environment variable {variable}) is not a positive number of seconds."
+    wanted = f"{name} {text} (from environment variable {variable}) is not a positive number of seconds, at most 1e+07."
     assert refusal(**{variable: text}) == wanted
 
 

@@ -12,6 +12,7 @@ from mlflow_triton.models.contents import Contents
 from mlflow_triton.models.onnx_file import external_data
 from mlflow_triton.models.resolve import run_artifacts
 from mlflow_triton.models.tracking import foreign_errors
+from mlflow_triton.small_file import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,7 +75,12 @@ def contents(model: ResolvedModel, *, version: int, run_files: Path) -> Contents
         files[target / location] = data
     files[target / source.name] = source
     if (config := extras.pop(PurePosixPath(CONFIG), None)) is not None:
-        return Contents({**files, **extras}, config.read_bytes())
+        try:
+            return Contents({**files, **extras}, read_small(config))
+        except OSError as error:
+            raise InvalidModel(
+                f"{model.origin.uri}: its {CONFIG} cannot be read: {error.strerror}. Nothing was changed."
+            ) from None
     generated = f'backend: "onnxruntime"\ndefault_model_filename: "{source.name}"\n'
     return Contents({**files, **extras}, generated.encode())
 

@@ -17,6 +17,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow_triton.errors import InvalidModel, ModelNotFound
 from mlflow_triton.models.download import download
 from mlflow_triton.models.tracking import first_words, foreign_errors, require_server
+from mlflow_triton.small_file import read_small
 
 __all__ = ["Origin", "ResolvedModel", "resolve", "run_artifacts"]
 
@@ -145,8 +146,8 @@ def _registered_model_meta(path: Path, uri: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        meta = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        meta = yaml.safe_load(read_small(path))
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise InvalidModel(f"{uri}: its file {path.name} cannot be read: {first_words(error)}") from None
     return meta if isinstance(meta, dict) else {}
 

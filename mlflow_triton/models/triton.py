@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_triton.errors import InvalidModel
 from mlflow_triton.models.contents import Contents
+from mlflow_triton.small_file import read_small
 
 if TYPE_CHECKING:
     from mlflow_triton.models.resolve import ResolvedModel
@@ -96,7 +97,7 @@ def scan(directory: Path, *, origin: str) -> Contents:
                 else:
                     unusual[target] = "a symbolic link" if stat.S_ISLNK(mode) else "a special file"
         config = files.pop(PurePosixPath(CONFIG), None)
-        text = config.read_bytes() if config is not None else None
+        text = read_small(config) if config is not None else None
     except OSError as error:
         raise InvalidModel(
             f"{origin}: {error.filename} cannot be read: {error.strerror}. Nothing was changed."

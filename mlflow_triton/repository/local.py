@@ -25,6 +25,7 @@ from mlflow_triton.errors import DeploymentBusy, RepositoryError
 from mlflow_triton.repository.claim import PREFIX, Change, Claim, Notice, claim, notices, sync_directory
 from mlflow_triton.repository.layout import CONFIG_FILE, KEPT
 from mlflow_triton.repository.record import RECORD_NAME, Record, digest
+from mlflow_triton.small_file import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,29 +107,35 @@ class LocalRepository:
     def _record(self, name: str, directory: Path) -> Record | None:
         path = directory / RECORD_NAME
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would keep its reader waiting
-                raise RepositoryError(f"The record {path} is not a plain file. Remove it.")
-            text = path.read_bytes()
+            text = read_small(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise RepositoryError(f"The record {path} cannot be read: {error.strerror}.") from None
+            raise RepositoryError(
+                f"The record of {name!r} cannot be read: {path}: {error.strerror}. The model is untouched. Correct that, or "
+                f"replace the model: mlflow deployments create -t triton --name {name} -m URI -C adopt=true"
+            ) from None
         return Record.from_json(text, name=name, path=str(path))
 
     def config_text(self, name: str) -> bytes:
-        """Return a model's config.pbtxt; empty where it has none."""
+        """Return a model's config.pbtxt; empty where it has none.
+
+        Raises:
+            RepositoryError: There is one, and it cannot be read.
+        """
+        path = self.path / name / CONFIG_FILE
         try:
-            return (self.path / name / CONFIG_FILE).read_bytes()
+            return read_small(path)
         except FileNotFoundError:
             return b""
+        except OSError as error:
+            raise RepositoryError(f"{path} cannot be read: {error.strerror}. Correct that first.") from None
 
     def config_texts(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and config.pbtxt of every model, whoever put it there; what cannot be read is left out."""
         for name in sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(PREFIX)):
-            path = self.path / name / CONFIG_FILE
             with suppress(OSError):
-                if path.is_file():  # and not a pipe, which would keep its reader waiting
-                    yield name, path.read_bytes()
+                yield name, read_small(self.path / name / CONFIG_FILE)
 
     def records(self) -> Iterator[Record]:
         """Yield the record of every deployment, by name; a corrupt one is logged and left out."""

@@ -132,12 +132,21 @@ class Record:
         if problem:
             raise RepositoryError(f"The record of {name!r} is not usable: {path}: {problem}. {remedy}")
         known = {key: document[key] for key in (item.name for item in fields(cls)) if key in document}
+        # Whoever may write a record is not to write on the terminal of who reads it.
+        known |= {key: printable(value) for key, value in known.items() if isinstance(value, str)}
         known["versions"] = tuple(known.get("versions", ()))
         known["history"] = tuple(
-            Served(**{item.name: entry.get(item.name) for item in fields(Served)})
+            Served(**{item.name: printable(entry.get(item.name)) for item in fields(Served)})
             for entry in known.get("history", ())
         )
         return cls(**known)
+
+
+def printable(text: Any) -> Any:
+    """Return a text with what cannot be printed written as an escape; anything else as it is."""
+    if not isinstance(text, str) or text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def digest(path: Path) -> str:
@@ -168,7 +177,7 @@ def _versions(value: Any) -> bool:
 
 def _digests(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(digest, str) and _inside(name) for name, digest in value.items()
+        isinstance(digest, str) and _inside(name) and name.isprintable() for name, digest in value.items()
     )
 
 
