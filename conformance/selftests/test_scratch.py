@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mlflow_triton.doctor import diagnose
 from mlflow_triton.scratch import PREFIX, abandoned, remove_abandoned, scratch
+from mlflow_triton.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CLIENT = """\
 import sys, tempfile, time
+from mlflow_triton.doctor import diagnose
 from mlflow_triton.scratch import scratch
 tempfile.tempdir = sys.argv[1]
 with scratch() as path:
@@ -48,6 +51,19 @@ def test_a_killed_process(temporary: Path) -> None:
     with scratch() as ours:
         assert list(temporary.iterdir()) == [ours]
     assert list(temporary.iterdir()) == []
+
+
+def test_the_doctor(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor tells of what a killed process has left, and removes it when it repairs."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (temporary / "repository").mkdir()
+    left = temporary / f"{PREFIX}left"
+    left.mkdir()
+    settings = Settings.parse(f"triton://127.0.0.1:9?model_repository={temporary}/repository", {})
+    for repair, words in ((False, f"{left} was left behind"), (True, f"Removed {left}")):
+        (text,) = (found.text for found in diagnose(settings, repair=repair) if found.check == "operations")
+        assert words in text
+    assert not left.exists()
 
 
 def test_what_is_not_ours(temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
