@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -19,13 +22,15 @@ from mlflow_triton.options import DeploymentOptions, help_text
 from mlflow_triton.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 
     import pandas as pd
 
     from mlflow_triton.deploy import Deployer, Deployment, Restored
+    from mlflow_triton.errors import TritonPluginError
     from mlflow_triton.plan import Plan
     from mlflow_triton.serving.control import Control
+    from mlflow_triton.serving.grpc_endpoint import GrpcEndpoint
     from mlflow_triton.serving.http import HttpEndpoint
     from mlflow_triton.serving.inference import Inference
     from mlflow_triton.serving.request import RequestOptions
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TritonDeploymentClient", "run_local", "target_help"]
 
+ASYNC_THREADS = 32
 ROLLBACK_OPTIONS = ("load_timeout", "lock_timeout", "smoke_test", "dry_run")
 
 #: Where the commands are that say what was done.
@@ -75,6 +81,8 @@ class TritonDeploymentClient(BaseDeploymentClient):
         self._settings = Settings.parse(target_uri, os.environ)
         self._connected: tuple[HttpEndpoint, Control] | None = None
         self._inference: Inference | None = None
+        self._grpc_endpoint: GrpcEndpoint | None = None
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     def create_deployment(
         self,
@@ -312,15 +320,129 @@ class TritonDeploymentClient(BaseDeploymentClient):
         from mlflow_triton.input_file import as_written  # noqa: PLC0415 - same as the next one
         from mlflow_triton.predict import predict  # noqa: PLC0415 - pandas, which the other verbs do not need
         from mlflow_triton.serving.document import own_options  # noqa: PLC0415 - same
-        from mlflow_triton.serving.inference import Inference  # noqa: PLC0415 - same
 
         name, options = _target(deployment_name, endpoint, request)
         inputs, options = own_options(as_written(inputs), options)
-        http, control = self._server()
-        if self._inference is None:
-            self._inference = Inference(http)
-        lossy = self._settings.lossy_casts.value if allow_lossy is None else bool(allow_lossy)
-        return predict(self._inference, control, name, inputs, lossy=lossy, options=options)
+        return predict(*self._predictions(), name, inputs, lossy=self._lossy(allow_lossy), options=options)
+
+    async def predict_async(
+        self,
+        deployment_name: str | None = None,
+        inputs: Any = None,
+        endpoint: str | None = None,
+        **request: Any,
+    ) -> TritonPredictions:
+        """Like `predict`, for asyncio: the event loop goes on meanwhile.
+
+        A client has 32 threads for such predictions, and further ones wait for their turn. Cancelling one
+        that waits takes it back; of one that is under way, the answer is dropped.
+        """
+        call = partial(self.predict, deployment_name, inputs, endpoint, **request)
+        return await asyncio.get_running_loop().run_in_executor(self._threads(), call)
+
+    def predict_many(
+        self,
+        deployment_name: str,
+        items: Any,
+        *,
+        in_flight: int = 8,
+        allow_lossy: bool | None = None,
+        **request: Any,
+    ) -> Generator[TritonPredictions | TritonPluginError, None, None]:
+        """Run inference for each item, several at once, and yield what comes of it in the items' order.
+
+        An item is drawn when there is room for its request, so that neither items nor answers pile up.
+        Closing the iterator draws no more, and returns when the requests that are under way have ended.
+
+        Args:
+            deployment_name: As for `predict`.
+            items: An iterable of what `predict` takes; or a DataFrame of any length, which is sent in slices of as
+                many rows as the model's batch may have (``max_batch_size``; 0: in one piece).
+            in_flight: How many requests are under way, or answered and not yet taken, at once.
+            allow_lossy: As for `predict`.
+            request: As for `predict`, for each of the requests; but none of a sequence, as they are sent in no order.
+
+        Returns:
+            For each item, or slice, in order, the prediction; or, where that failed, the error as an object: it is
+            not raised, and the other items are none the worse. What `items` itself raises comes after
+            the answers to what it gave before.
+
+        Raises:
+            InvalidParameter: `items` are a single input, `in_flight` is less than 1, or as for `predict`.
+            DeploymentNotFound: The server does not serve the model.
+        """
+        from mlflow_triton.batch import predict_many  # noqa: PLC0415 - as for predict
+
+        name, options = _target(deployment_name, None, request)
+        return predict_many(
+            *self._predictions(),
+            name,
+            items,
+            in_flight=in_flight,
+            lossy=self._lossy(allow_lossy),
+            options=options,
+        )
+
+    async def predict_many_async(
+        self, deployment_name: str, items: Any, **request: Any
+    ) -> AsyncGenerator[TritonPredictions | TritonPluginError, None]:
+        """Like `predict_many`, for asyncio; a thread of its own draws the items."""
+        driver = ThreadPoolExecutor(1, "mlflow-triton-predict-many")
+        run = partial(asyncio.get_running_loop().run_in_executor, driver)
+        try:
+            answers = await run(partial(self.predict_many, deployment_name, items, **request))
+            try:
+                while (answer := await run(next, answers, None)) is not None:
+                    yield answer
+            finally:
+                # After what it may be at, for which the event loop does not wait.
+                driver.submit(answers.close)
+        finally:
+            driver.shutdown(wait=False)
+
+    def predict_stream(
+        self,
+        deployment_name: str | None = None,
+        inputs: Any = None,
+        endpoint: str | None = None,
+        *,
+        allow_lossy: bool | None = None,
+        **request: Any,
+    ) -> Generator[TritonPredictions, None, None]:
+        """Run inference over a gRPC stream, and yield every answer as it comes: none, one or many for a request.
+
+        Nothing is sent before the first answer is asked for. Closing the generator cancels what is under way,
+        which a model can see (``request.is_cancelled()``).
+
+        Args:
+            deployment_name: As for `predict`.
+            inputs: What `predict` takes. Or an iterator of such (a generator, ``iter([…])``): the requests go over one
+                stream, each once the one before is answered in full. To a model that takes sequences they are
+                one, for whose last request the iterator is asked for one item ahead.
+            endpoint: As for `predict`.
+            allow_lossy: As for `predict`.
+            request: As for `predict`, for each of the requests; but ``sequence_start`` is for the first one alone, and
+                ``sequence_end`` for the last one.
+
+        Returns:
+            A generator, which raises what `predict` raises in the place of the answer that is missing. The
+            ``timeout``, or the setting ``request_timeout``, is for each answer.
+
+        Raises:
+            InvalidParameter: As for `predict`.
+            InvalidSetting: No gRPC URL is known.
+        """
+        from mlflow_triton.stream import predict_stream  # noqa: PLC0415 - as for predict
+
+        name, options = _target(deployment_name, endpoint, request)
+        return predict_stream(
+            *self._predictions(),
+            self._grpc(),
+            name,
+            inputs,
+            lossy=self._lossy(allow_lossy),
+            options=options,
+        )
 
     def explain(
         self,
@@ -336,6 +458,31 @@ class TritonDeploymentClient(BaseDeploymentClient):
         raise InvalidParameter(
             "Triton has no explanations. Deploy the explainer as a model of its own, and use predict."
         )
+
+    def _lossy(self, allow_lossy: bool | None) -> bool:
+        return self._settings.lossy_casts.value if allow_lossy is None else bool(allow_lossy)
+
+    def _predictions(self) -> tuple[Inference, Control]:
+        from mlflow_triton.serving.inference import Inference  # noqa: PLC0415 - as for _server
+
+        http, control = self._server()
+        if self._inference is None:
+            self._inference = Inference(
+                http, self._grpc() if self._settings.transport.value == "grpc" else None
+            )
+        return self._inference, control
+
+    def _grpc(self) -> GrpcEndpoint:
+        from mlflow_triton.serving.grpc_endpoint import GrpcEndpoint  # noqa: PLC0415 - as for _server
+
+        if self._grpc_endpoint is None:
+            self._grpc_endpoint = GrpcEndpoint(self._settings)
+        return self._grpc_endpoint
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None or self._pool[0] != os.getpid():  # a forked process has none of them
+            self._pool = os.getpid(), ThreadPoolExecutor(ASYNC_THREADS, "mlflow-triton-predict-async")
+        return self._pool[1]
 
     def _server(self) -> tuple[HttpEndpoint, Control]:
         from mlflow_triton.serving.control import Control  # noqa: PLC0415 - keeps MLflow's other targets fast

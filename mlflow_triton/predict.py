@@ -16,7 +16,7 @@ from mlflow_triton.tensors.decode import TritonPredictions, decode
 from mlflow_triton.tensors.forms import name_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, tuple[str, np.ndarray[Any, Any]]]
 
-__all__ = ["example_input", "predict", "prepare"]
+__all__ = [
+    "answer",
+    "batch_limit",
+    "encode",
+    "example_input",
+    "predict",
+    "prepare",
+    "require_outputs",
+    "slices",
+    "views",
+]
 
 
 def predict(  # noqa: PLR0913 - what a request is made of
@@ -90,20 +100,24 @@ def _no_version(control: Control, name: str, version: int, error: DeploymentNotF
 def _predict(  # noqa: PLR0913 - what a request is made of
     server: Inference, control: Control, name: str, inputs: Any, *, lossy: bool, options: RequestOptions
 ) -> TritonPredictions:
-    model, tensors, rows = _encoded(server, control, name, inputs, lossy=lossy, version=options.version)
-    if options.outputs is not None:
-        require_outputs(options.outputs, model)
+    model, tensors, rows = encode(server, control, name, inputs, lossy=lossy, options=options)
     batch = _batch(tensors) if rows else 1
-    limit = _limit(control, name) if batch > 1 else 0
+    limit = batch_limit(control, name) if batch > 1 else 0
     if 0 < limit < batch:
         outputs = _in_parts(server, name, tensors, batch, limit, options)
     else:
         try:
             outputs = server.infer(name, tensors, options)
-        except InferenceFailed:
+        except InferenceFailed as error:
+            if "decoupled" in error.message:
+                raise InferenceFailed(f"{error.message} Use predict_stream, in Python.") from None
             _require_batch(control, name, tensors)
             raise
-    # Triton answers in the order of its own; users see the model's.
+    return answer(model, outputs)
+
+
+def answer(model: ModelMetadata, outputs: dict[str, np.ndarray[Any, Any]]) -> TritonPredictions:
+    """Make a response of a model's outputs, in the model's order: Triton answers in one of its own."""
     order = [tensor.name for tensor in model.outputs if tensor.name in outputs]
     return decode({tensor: outputs.pop(tensor) for tensor in order} | outputs)
 
@@ -114,7 +128,7 @@ def prepare(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> tup
     Returns:
         What the model declares, and by tensor the datatype and an array of it.
     """
-    model, tensors, _ = _encoded(Inference(http), control, name, inputs, lossy=False)
+    model, tensors, _ = encode(Inference(http), control, name, inputs)
     return model, tensors
 
 
@@ -131,16 +145,21 @@ def require_outputs(wanted: Sequence[str], model: ModelMetadata) -> None:
         )
 
 
-def _encoded(  # noqa: PLR0913 - what a request is made of
+def encode(  # noqa: PLR0913 - what a request is made of
     server: Inference,
     control: Control,
     name: str,
     inputs: Any,
     *,
-    lossy: bool,
-    version: int | None = None,
+    lossy: bool = False,
+    options: RequestOptions = PLAIN,
 ) -> tuple[ModelMetadata, Tensors, bool]:
-    model = server.metadata(name, version)
+    """Make tensors of inputs; args and raises as `predict`.
+
+    Returns:
+        What the model declares; by tensor the datatype and an array of it; and whether the inputs are a table.
+    """
+    model = server.metadata(name, options.version)
     declared = {tensor.name: tensor for tensor in model.inputs}
     try:
         named = name_values(inputs, declared)
@@ -153,6 +172,8 @@ def _encoded(  # noqa: PLR0913 - what a request is made of
             tensors[tensor] = (datatype, cast(array, datatype, tensor, lossy=lossy))
     except InvalidInput as error:
         raise InvalidInput(f"Nothing was sent to {name!r}. {error.message}") from None
+    if options.outputs is not None:
+        require_outputs(options.outputs, model)
     return model, tensors, named.rows
 
 
@@ -162,7 +183,18 @@ def _batch(tensors: Tensors) -> int:
     return sizes.pop()[0] if len(sizes) == 1 and () not in sizes else 1
 
 
-def _limit(control: Control, name: str) -> int:
+def slices(rows: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Cut a table of so many rows; yield where each slice, of `limit` rows at most, starts and stops."""
+    for start in range(0, rows, limit):
+        yield start, min(start + limit, rows)
+
+
+def views(tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]], start: int, stop: int) -> Tensors:
+    """Return a slice of each tensor, without copying it."""
+    return {tensor: (datatype, array[start:stop]) for tensor, (datatype, array) in tensors.items()}
+
+
+def batch_limit(control: Control, name: str) -> int:
     """Return a model's ``max_batch_size``; 0: the model has no batches, or takes sequences, which are not split."""
     config = control.config(name) or {}
     return 0 if "sequence_batching" in config else int(config.get("max_batch_size", 0))
@@ -171,7 +203,7 @@ def _limit(control: Control, name: str) -> int:
 def _require_batch(control: Control, name: str, tensors: Tensors) -> None:
     """Say what the server's refusal means if the batch was too large."""
     batch = _batch(tensors)
-    limit = _limit(control, name) if batch > 1 else 0
+    limit = batch_limit(control, name) if batch > 1 else 0
     if 0 < limit < batch:
         raise InvalidInput(
             f"The batch has {batch} items, but {name!r} takes {limit} at most (max_batch_size). The server "
@@ -183,11 +215,8 @@ def _in_parts(  # noqa: PLR0913, PLR0917 - what a request is made of
     server: Inference, name: str, tensors: Tensors, batch: int, limit: int, options: RequestOptions
 ) -> dict[str, np.ndarray[Any, Any]]:
     parts = []
-    for start in range(0, batch, limit):
-        stop = min(start + limit, batch)
-        part = server.infer(
-            name, {tensor: (kind, array[start:stop]) for tensor, (kind, array) in tensors.items()}, options
-        )
+    for start, stop in slices(batch, limit):
+        part = server.infer(name, views(tensors, start, stop), options)
         for tensor, array in part.items():
             if array.shape[:1] != (stop - start,):
                 raise InferenceFailed(

@@ -30,6 +30,7 @@ def test_defaults() -> None:
         request_timeout=Setting(60.0, "default"),
         load_timeout=Setting(300.0, "default"),
         lossy_casts=Setting(False, "default"),
+        transport=Setting("auto", "default"),
         headers=Setting({}, "default"),
     )
 
@@ -41,6 +42,7 @@ ENVIRONMENT = {
     "TRITON_REQUEST_TIMEOUT": "1.5",
     "TRITON_LOAD_TIMEOUT": " 7 ",
     "TRITON_LOSSY_CASTS": "True",
+    "TRITON_TRANSPORT": "gRPC",
     "TRITON_HEADERS": '{"Authorization": "Bearer hush"}',
 }
 
@@ -55,6 +57,7 @@ def test_the_environment_goes_before_the_defaults() -> None:
     assert settings.model_repository.value == "/env"
     assert (settings.request_timeout.value, settings.load_timeout.value) == (1.5, 7.0)
     assert settings.lossy_casts.value is True
+    assert settings.transport.value == "grpc"
     assert settings.headers.value == {"Authorization": "Bearer hush"}
 
 
@@ -151,6 +154,7 @@ def test_urls_in_each_others_place() -> None:
         ("triton://h?model_repository=%20", "parameter 'model_repository' has no value"),
         ("triton://h?load_timeout=1&load_timeout=2", "parameter 'load_timeout' is given twice"),
         ("triton://h?lossy_casts=perhaps", "lossy_casts perhaps (from target URI"),
+        ("triton://h?transport=pigeon", "transport pigeon (from target URI"),
         ("triton://h?load_timeout=soon", "load_timeout soon (from target URI triton://h?load_timeout=soon)"),
         ("triton?grpc_url=http://g", "from target URI triton?grpc_url=http://g"),
     ],

@@ -73,7 +73,8 @@ def from_wire(data: memoryview, datatype: str, shape: tuple[int, ...]) -> np.nda
     """
     dtype = numpy_dtype(datatype)
     if dtype != np.object_:
-        return np.frombuffer(data, dtype).reshape(shape).copy()
+        # Copied as bytes: the data may begin at any address.
+        return np.frombuffer(data, np.uint8).copy().view(dtype).reshape(shape)
     elements = []
     position = 0
     while position < len(data):
