@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +61,7 @@ from mlflow_triton.deployments import TritonDeploymentClient
 client = TritonDeploymentClient(sys.argv[1])
 for _ in range(2):
     client.predict("tile", {"x": np.ones(1 << 20), "times": [1]})
+print(*client._inference._regions._all)
 """
 
 
@@ -189,10 +191,43 @@ def test_a_fork(server: EmbeddedTriton) -> None:
 
 def test_the_end_of_a_process(server: EmbeddedTriton) -> None:
     """A process that ends lets go of its regions."""
-    before, known = files(), registered(server)
-    subprocess.run([sys.executable, "-c", WORKER, target(server)], check=True, timeout=60)
-    assert files() <= before
-    assert registered(server) <= known
+    command = [sys.executable, "-c", WORKER, target(server)]
+    used = {*subprocess.check_output(command, text=True, timeout=100).split()}
+    assert used
+    assert not used & (files() | registered(server))
+
+
+def test_the_end_of_a_process_of_multiprocessing(server: EmbeddedTriton) -> None:
+    """So does one that multiprocessing has started, which runs no exit handlers."""
+    context = get_context("fork")
+    names = context.SimpleQueue()
+    process = context.Process(target=work, args=(target(server), names))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    used = names.get()
+    assert used
+    assert not used & (files() | registered(server))
+
+
+def work(url: str, names: Any) -> None:
+    """Predict with a client that is still there when the process ends, and tell its regions."""
+    client = TritonDeploymentClient(url)
+    client.predict("tile", {"x": np.ones(LARGE), "times": [1]})
+    assert client._inference
+    names.put({*client._inference._regions._all})
+    setattr(sys, "kept until the end", client)
+
+
+def test_a_region_that_is_outgrown(server: EmbeddedTriton) -> None:
+    """A region that has become too small is given back, and not kept beside the larger one."""
+    subject = Inference(http(server))
+    before = registered(server)
+    for power in range(15, 21):
+        x = np.ones(1 << power)
+        for _ in range(2):
+            np.testing.assert_array_equal(subject.infer("tile", tensors(x))["y"], x, strict=True)
+    assert len(registered(server) - before) == 1
 
 
 def test_a_process_that_is_killed(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from mlflow_triton.serving.http import Response, response, segment
 from mlflow_triton.serving.request import PLAIN, compressed
 from mlflow_triton.serving.shared_memory import LARGE, LARGE_OUTPUT, Regions, aligned
 from mlflow_triton.tensors.datatypes import from_wire, numpy_dtype, to_wire
+from mlflow_triton.tensors.memory import empty
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -382,4 +383,4 @@ def _empty(datatype: str, shape: tuple[int, ...], size: int | None) -> np.ndarra
         raise ValueError(f"a tensor has the shape {list(shape)}")
     if size is not None and math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"a tensor of the datatype {datatype} and the shape {list(shape)} has {size} bytes")
-    return np.empty(shape, dtype)
+    return empty(shape, dtype)

@@ -11,6 +11,8 @@ import contextlib
 import fcntl
 import logging
 import mmap
+import multiprocessing
+import multiprocessing.util
 import os
 import secrets
 import threading
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 #: Bytes of a tensor from which shared memory is quicker than HTTP. For an output, the model's metadata
 #: have to be asked for as well.
 LARGE = 256 * 1024
-LARGE_OUTPUT = 4 * 1024 * 1024
+LARGE_OUTPUT = 512 * 1024
 DIRECTORY = Path("/dev/shm")  # noqa: S108 - where shm_open, and so Triton, looks; names are unguessable
 PREFIX = "mlflow_triton_tensors_"
 #: Bytes that one client keeps registered and unused.
@@ -104,7 +106,10 @@ class Regions:
         self._shared: bool | None = None
         self._idle: list[Region] = []
         self._all: dict[str, Region] = {}
-        weakref.finalize(self, _release, self._http, self._all, self._process)
+        release = weakref.finalize(self, _release, self._http, self._all, self._process)
+        if multiprocessing.parent_process() is not None:
+            # Such a process ends without the exit handlers of others.
+            multiprocessing.util.Finalize(self, release, exitpriority=0)
 
     def take(self, size: int) -> Region | None:
         """Return a region of at least `size` bytes, for one request; ``None``: there can be none.
@@ -124,6 +129,10 @@ class Regions:
                 region = min(fitting, key=lambda one: one.size)
                 self._idle.remove(region)
                 return region
+            outgrown = sorted(self._idle, key=lambda one: one.size)[-1:]
+            self._forget(outgrown)
+        for one in outgrown:
+            _drop(self._http, one)
         return self._made(
             1 << max(20, (size - 1).bit_length()) if size <= 1 << 26 else -(-size // (1 << 26)) << 26
         )
@@ -134,19 +143,24 @@ class Regions:
             self._idle.append(region)
             dropped = []
             while sum(one.size for one in self._idle) > KEPT:
-                dropped.append(self._idle.pop(0))
-                self._all.pop(dropped[-1].name, None)
+                dropped.append(self._idle[0])
+                self._forget(dropped[-1:])
         for one in dropped:
             _drop(self._http, one)
 
     def refused(self, region: Region) -> None:
         """Let go of a region that the server refused, and of all others: it may have been restarted."""
         with self._lock:
-            forgotten, self._idle, self._shared = [*self._idle, region], [], None
-            for one in forgotten:
-                self._all.pop(one.name, None)
+            forgotten, self._shared = [*self._idle, region], None
+            self._forget(forgotten)
         for one in forgotten:
             _drop(self._http, one)
+
+    def _forget(self, regions: list[Region]) -> None:
+        for region in regions:
+            if region in self._idle:
+                self._idle.remove(region)
+            self._all.pop(region.name, None)
 
     def _made(self, size: int) -> Region | None:
         """Make and register a region."""

@@ -23,6 +23,7 @@ __all__ = ["Wire"]
 SMALL = 64 * 1024
 #: Pieces that the operating system takes at once (IOV_MAX).
 MOST_PIECES = 1024
+_TIMEVAL = struct.Struct("ll")
 
 
 class Wire:
@@ -76,7 +77,7 @@ class Wire:
         """
         waiting = _joined(pieces)
         while waiting:
-            self._limit(until)
+            self._limit(socket.SO_SNDTIMEO, until)
             try:
                 if self._plain:
                     sent = self._socket.sendmsg(waiting[:MOST_PIECES])
@@ -105,7 +106,7 @@ class Wire:
             TimeoutError: Nothing came by then.
             OSError: The connection broke.
         """
-        self._limit(until)
+        self._limit(socket.SO_RCVTIMEO, until)
         if not self._plain:
             return self._socket.recv_into(view)
         try:
@@ -124,17 +125,17 @@ class Wire:
         with contextlib.suppress(OSError):
             self._socket.close()
 
-    def _limit(self, until: float) -> None:
+    def _limit(self, option: int, until: float) -> None:
         left = until - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         if not self._plain:
             self._socket.settimeout(left)
             return
-        seconds, rest = divmod(max(left, 0.001), 1)
-        limit = struct.pack("ll", int(seconds), int(rest * 1e6))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        seconds = int(left)
+        # A limit of 0 is none.
+        timeval = _TIMEVAL.pack(seconds, int((left - seconds) * 1e6) or 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
 def _joined(pieces: Sequence[memoryview | bytes]) -> list[memoryview | bytes]:

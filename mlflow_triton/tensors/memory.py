@@ -1,0 +1,66 @@
+"""Memory for large arrays, used again when they are gone.
+
+Of memory that is new to the process, the kernel clears each page when it is first touched, which takes longer
+than to fill it. The C library keeps smaller pieces (up to 32 MiB) by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import mmap
+import weakref
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+__all__ = ["empty"]
+
+#: Bytes. Smaller arrays are NumPy's own; larger ones take a multiple of it.
+BLOCK = 32 << 20
+#: Blocks that are kept, and bytes of the largest one. They are the kernel's, should it need memory (MADV_FREE).
+KEPT = 4
+LARGEST_KEPT = 256 << 20
+
+_idle: deque[mmap.mmap] = deque(maxlen=KEPT)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return a new array whose values are arbitrary, as ``numpy.empty`` does.
+
+    Raises:
+        MemoryError: There is not enough.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < BLOCK:
+        return np.empty(shape, dtype)
+    block = _block(-(-size // BLOCK) * BLOCK)
+    # It lives as long as any view of the array.
+    owner = (ctypes.c_ubyte * len(block)).from_buffer(block)
+    weakref.finalize(owner, _keep, block).atexit = False
+    return np.frombuffer(memoryview(owner), np.uint8, size).view(dtype).reshape(shape)
+
+
+def _block(size: int) -> mmap.mmap:
+    for _ in range(len(_idle)):
+        with contextlib.suppress(IndexError):  # another thread was faster
+            block = _idle.popleft()
+            if len(block) == size:
+                return block
+            _idle.append(block)
+    try:
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError) as error:
+        raise MemoryError(f"no room for {size} bytes") from error
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return block
+
+
+def _keep(block: mmap.mmap) -> None:
+    if len(block) <= LARGEST_KEPT:
+        with contextlib.suppress(OSError):  # an older kernel
+            block.madvise(mmap.MADV_FREE)
+        _idle.append(block)
