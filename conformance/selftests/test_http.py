@@ -23,7 +23,8 @@ from mlflow_triton.errors import (
 )
 from mlflow_triton.serving.control import Control, IndexEntry, ServerInfo
 from mlflow_triton.serving.http import HttpEndpoint, Response, one_line, segment
-from mlflow_triton.serving.inference import HEADER_LENGTH, infer, metadata
+from mlflow_triton.serving.inference import HEADER_LENGTH, Inference, infer, metadata
+from mlflow_triton.serving.shared_memory import LARGE, LARGE_OUTPUT
 from mlflow_triton.settings import Settings
 
 if TYPE_CHECKING:
@@ -605,6 +606,57 @@ def test_metadata_of_another_form(document: Any) -> None:
         pytest.raises(ServerUnavailable, match="answered /v2/models/m in a form that Triton never uses"),
     ):
         metadata(http, "m")
+
+
+LARGE_SIZE = 2 * LARGE_OUTPUT
+IN_MEMORY = {"name": "y", "datatype": "INT8", "shape": [LARGE_SIZE]}
+
+
+@pytest.mark.parametrize(
+    ("second", "error", "reason"),
+    [
+        (inference({"outputs": [{**IN_MEMORY, "shape": [LARGE_SIZE + 1]}]}, b""), ServerUnavailable, "larger than the memory"),
+        (inference({"outputs": [{**IN_MEMORY, "shape": [-1]}]}, b""), ServerUnavailable, "sent a broken answer"),
+        (inference({"outputs": [{**IN_MEMORY, "shape": [2**62]}]}, b""), ServerUnavailable, "more than the memory"),
+        (inference({"outputs": [{**IN_MEMORY, "datatype": "BYTES"}]}, b""), ServerUnavailable, "sent a broken answer"),
+        (inference({"outputs": [{**IN_MEMORY, "datatype": "FP4"}]}, b""), InferenceFailed, "FP4"),
+        (inference({"outputs": [{**IN_MEMORY, "name": "z"}]}, b""), ServerUnavailable, "sent a broken answer"),
+        (inference({"outputs": [IN_MEMORY]}, b"more"), ServerUnavailable, "sent a broken answer"),
+        (inference({"outputs": [IN_MEMORY]}, b"")[:-20], ServerUnavailable, "was cut off 20 bytes before its end"),
+        (OK[:9], ServerUnavailable, "broke off POST"),
+        (b"", ServerUnavailable, "broke off POST"),
+        (None, ServerTimeout, "did not answer within"),
+        (answer(b'{"error": "too hot"}', 400), InferenceFailed, "too hot"),
+    ],
+    ids=["larger", "negative", "huge", "text", "unknown", "other", "longer", "cut", "half", "closes", "silent", "fails"],
+)  # fmt: skip
+def test_an_answer_in_shared_memory_that_lies(
+    second: bytes | None, error: type[Exception], reason: str
+) -> None:
+    """An answer that does not fit the memory in which it is to be is an error, never a tensor, and is not asked for again."""
+    asked = 0
+
+    def behave(connection: socket.socket, head: str) -> None:
+        nonlocal asked
+        if "/infer " in head:
+            asked += 1
+            described = output(LARGE_SIZE, (LARGE_SIZE,), "INT8")
+            first = inference({"outputs": [described]}, bytes(LARGE_SIZE))
+            if asked == 2 and second is None:
+                return
+            connection.sendall(first if asked == 1 else second or b"")
+        else:
+            connection.sendall(answer(b"[]" if "/status " in head else b""))
+        connection.close()
+
+    with endpoint(behave) as http:
+        subject = Inference(http)
+        x = {"x": ("INT8", np.zeros(LARGE, np.int8))}
+        assert not subject.infer("m", x)["y"].any()
+        with pytest.raises(error, match=reason):
+            subject.infer("m", x)
+        del subject
+    assert asked == 2
 
 
 @pytest.mark.parametrize("part", ["head", "header", "tensor", "text", "chunks", "data that nobody reads"])
