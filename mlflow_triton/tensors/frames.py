@@ -11,6 +11,7 @@ import io
 import json
 import math
 import warnings
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,15 +88,26 @@ def values(frame: pd.DataFrame, declared: Mapping[str, Declared]) -> tuple[dict[
         }, True
     if len(declared) == 1 and columns:
         name, tensor = next(iter(declared.items()))
-        if len(columns) == 1:
-            return {name: rows(frame.iloc[:, 0], name, tensor)}, True
-        parts = [_checked(frame.iloc[:, at], name, tensor) for at in range(len(columns))]
-        if all(part.ndim == 1 for part in parts):
-            return {name: np.moveaxis(stacked(parts, name), 0, 1)}, True
+        if (array := _table(frame, name, tensor)) is not None:
+            return {name: array}, True
     raise InvalidInput(
         f"The DataFrame has the columns {listed(columns)}, but the model wants {listed(declared)}: "
         "name a column after each tensor."
     )
+
+
+def _table(frame: pd.DataFrame, name: str, tensor: Declared) -> Array | None:
+    """Make one array of all columns, the last dimension; ``None``: they are no plain values."""
+    if frame.shape[1] == 1:
+        return rows(frame.iloc[:, 0], name, tensor)
+    types = {*frame.dtypes}
+    dtype = types.pop()
+    # Columns of one type, of which none could be refused.
+    taken = "biu" if tensor.datatype.startswith(("INT", "UINT")) else "biuf"
+    if not types and isinstance(dtype, np.dtype) and dtype.kind in taken and tensor.datatype != "BYTES":
+        return frame.to_numpy()
+    parts = [_checked(frame.iloc[:, at], name, tensor) for at in range(frame.shape[1])]
+    return np.moveaxis(stacked(parts, name), 0, 1) if all(part.ndim == 1 for part in parts) else None
 
 
 def rows(items: pd.Series[Any] | list[Any], name: str, tensor: Declared) -> Array:
@@ -165,6 +177,7 @@ def _is_missing(label: Any) -> bool:
     return label is pd.NaT or (isinstance(label, float) and math.isnan(label))
 
 
+@lru_cache(maxsize=1024)
 def _as_read(name: str) -> Any:
     """Return what pandas' JSON reader makes of a name."""
     with warnings.catch_warnings():
