@@ -41,7 +41,9 @@ EXPECTATIONS = Option(
     "FILE",
 )
 REPORT = Option(
-    "--conformance-report", "where to write report.json and junit.xml (made if it is not there)", "DIR"
+    "--conformance-report",
+    "where to write report.json, report.html, badge.svg and junit.xml (made if it is not there)",
+    "DIR",
 )
 OPTIONS = (TARGET, SUBJECT, PROFILE, EXPECTATIONS, REPORT)
 

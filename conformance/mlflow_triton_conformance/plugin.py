@@ -164,6 +164,10 @@ class Recorder:
             self._directory.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self._report, indent=1, ensure_ascii=False)
             (self._directory / "report.json").write_text(f"{text}\n", "utf-8")
+            from mlflow_triton_conformance import page  # noqa: PLC0415 - only where there is a report
+
+            (self._directory / "report.html").write_text(page.render(self._report), "utf-8")
+            (self._directory / "badge.svg").write_text(page.badge(self._report), "utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show a line for each chapter, and what failed in words."""
