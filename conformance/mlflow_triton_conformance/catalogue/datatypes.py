@@ -8,6 +8,7 @@ from mlflow_triton_conformance.catalogue.sources import (
     NVIDIA_PLUGIN,
     OIP_GRPC,
     OIP_REST,
+    ONNX_TESTS,
     SCORING,
 )
 
@@ -174,6 +175,13 @@ REQUIREMENTS = (
         "MLF-INPUT-014",
         "A batch that the model does not take is refused with an MlflowException.",
         DEPLOYMENTS,
+        P,
+        X,
+    ),
+    must(
+        "MLF-STANDARD-001",
+        "A model of ONNX's own tests that the server can load answers, once deployed, as those tests say.",
+        ONNX_TESTS,
         P,
         X,
     ),

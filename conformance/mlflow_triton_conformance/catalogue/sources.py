@@ -62,3 +62,5 @@ SCHEDULE = Source(
 
 OIP_REST = Source("Open Inference Protocol: HTTP/REST", f"{_OIP}/inference_rest.md")
 OIP_GRPC = Source("Open Inference Protocol: gRPC", f"{_OIP}/inference_grpc.md")
+
+ONNX_TESTS = Source("ONNX: backend tests", "https://github.com/onnx/onnx/blob/main/docs/OnnxBackendTest.md")
