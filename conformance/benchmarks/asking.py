@@ -24,13 +24,17 @@ from benchmarks.figures import Quantity
 from benchmarks.usage import memory, reset_peak
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    import pandas as pd
 
     Ask: TypeAlias = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
-__all__ = ["COPY", "FRAME", "MODEL", "RAW", "SHARED_MEMORY", "SOCKET", "WAYS"]
+__all__ = ["BATCHED", "COPY", "FRAME", "MODEL", "RAW", "SHARED_MEMORY", "SOCKET", "TABLES", "WAYS"]
 
 MODEL = "identity"
+#: The same, for batches.
+BATCHED = "batched"
 #: Values in a row of the tensor.
 WIDTH = 16
 #: A header without which the server shares no memory, so that predict sends large tensors over HTTP.
@@ -43,15 +47,21 @@ def tensor(size: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(size).random((size // 4 // WIDTH, WIDTH), np.float32)
 
 
-def _client(address: str, headers: Mapping[str, str]) -> Any:
+def _client(address: str, headers: Mapping[str, str], grpc: str | None = None) -> Any:
     os.environ |= {"TRITON_HEADERS": json.dumps(headers), "TRITON_REQUEST_TIMEOUT": str(TIMEOUT)}
     from mlflow_triton.deployments import TritonDeploymentClient  # noqa: PLC0415 - not for the other ways
 
-    return TritonDeploymentClient(f"triton://{address}")
+    query = "" if grpc is None else f"?transport=grpc&grpc_url={grpc}"
+    return TritonDeploymentClient(f"triton://{address}{query}")
 
 
 def _predict(headers: Mapping[str, str], http: str, _: str) -> Ask:
     client = _client(http, headers)
+    return lambda x: np.asarray(client.predict(MODEL, {"x": x})["outputs"]["y"])
+
+
+def _predict_grpc(http: str, grpc: str) -> Ask:
+    client = _client(http, {}, grpc)
     return lambda x: np.asarray(client.predict(MODEL, {"x": x})["outputs"]["y"])
 
 
@@ -157,6 +167,7 @@ RAW, SOCKET, COPY, FRAME = "tritonclient.http", "bare socket", "memcpy", "predic
 WAYS: dict[str, Callable[[str, str], Ask]] = {
     "predict, HTTP": partial(_predict, {}),
     "predict, shared memory": partial(_predict, SHARED_MEMORY),
+    "predict, gRPC": _predict_grpc,
     FRAME: _predict_frame,
     RAW: _raw_http,
     "tritonclient.grpc": _raw_grpc,
@@ -164,7 +175,7 @@ WAYS: dict[str, Callable[[str, str], Ask]] = {
     COPY: _copy,
 }
 #: Of them, those that one client serves several threads in; of the others, each thread has one of its own.
-SHARED_BY_THREADS = {"predict, HTTP", "predict, shared memory", "tritonclient.grpc"}
+SHARED_BY_THREADS = {"predict, HTTP", "predict, shared memory", "predict, gRPC", "tritonclient.grpc"}
 
 
 def one_thread(
@@ -237,6 +248,60 @@ def _rate(make: Callable[[], Ask], x: np.ndarray[Any, Any], window: float, count
         return sum(asked / taken for asked, taken in pool.map(work, range(count)))
 
 
+def _rows(client: Any, frame: pd.DataFrame, size: int) -> Iterator[np.ndarray[Any, Any]]:
+    for start in range(0, len(frame), size):
+        yield client.predict(BATCHED, frame.iloc[start : start + size])["outputs"]["y"]
+
+
+def _many(client: Any, frame: pd.DataFrame, _: int) -> Iterator[np.ndarray[Any, Any]]:
+    for answer in client.predict_many(BATCHED, frame):
+        if isinstance(answer, Exception):
+            raise answer
+        yield answer["outputs"]["y"]
+
+
+#: Name -> function of a client, a table and a number of rows, and whether all of the table is sent.
+TABLES: dict[str, tuple[Callable[[Any, pd.DataFrame, int], Iterator[np.ndarray[Any, Any]]], bool]] = {
+    "predict, row by row": (lambda client, frame, _: _rows(client, frame, 1), False),
+    "predict, batch by batch": (_rows, True),
+    "predict_many": (_many, True),
+}
+
+
+def table(http: str, size: int, rows: int, batch: int, turns: int) -> dict[str, dict[str, list[float]]]:
+    """Send a table in every way of `TABLES`, in turns.
+
+    Args:
+        http: HOST:PORT.
+        size: Of a row, in bytes.
+        rows: Of the table.
+        batch: The rows that the model takes at once.
+        turns: How often each way has its turn.
+
+    Returns:
+        By way, of each turn: rows in a second, and bytes of memory at the worst moment beyond the table.
+    """
+    import pandas as pd  # noqa: PLC0415 - not for the other verbs
+
+    client = _client(http, {})
+    x = tensor(size * rows)
+    frame = pd.DataFrame(x)
+    found: dict[str, dict[str, list[float]]] = {name: {"rows": [], "memory": []} for name in TABLES}
+    client.predict(BATCHED, frame.iloc[:1])
+    for _ in range(turns):
+        for name, (way, whole) in TABLES.items():
+            part = frame if whole else frame.iloc[: max(1, rows // 500)]
+            reset_peak()
+            before, start, done = memory("VmRSS"), time.perf_counter(), 0
+            for answer in way(client, part, batch):
+                if (answer != x[done : done + len(answer)]).any():
+                    raise RuntimeError(f"{name}: the answer after row {done} is not the input.")
+                done += len(answer)
+            found[name]["rows"].append(done / (time.perf_counter() - start))
+            found[name]["memory"].append(max(0, memory("VmHWM") - before))
+    return found
+
+
 def peak(ask: Ask, size: int) -> int:
     """Return how many bytes of memory this process takes at the worst moment of two requests, beyond their input."""
     ask(tensor(4 * WIDTH))
@@ -269,7 +334,7 @@ def main(verb: str, http: str, grpc: str, sizes: list[dict[str, Any]]) -> None:
     """Measure and print the results as JSON.
 
     Args:
-        verb: ``one thread``, ``threads`` or ``peaks``.
+        verb: ``one thread``, ``threads``, ``peaks`` or ``table``.
         http: HOST:PORT.
         grpc: HOST:PORT.
         sizes: Arguments of the function that measures, for each size; ``names`` are of `WAYS`.
@@ -277,8 +342,8 @@ def main(verb: str, http: str, grpc: str, sizes: list[dict[str, Any]]) -> None:
     ways: dict[str, Ask] = {}
     found: list[Any] = []
     for more in sizes:
-        print(f"predict: {verb}, a tensor of {Quantity((more['size'],), 'B')}", file=sys.stderr, flush=True)
-        names = more.pop("names")
+        print(f"predict: {verb}, {Quantity((more['size'],), 'B')}", file=sys.stderr, flush=True)
+        names = more.pop("names", [])
         if verb == "threads":
             ways |= {name: WAYS[name](http, grpc) for name in SHARED_BY_THREADS & {*names} - ways.keys()}
             makers = {
@@ -289,6 +354,8 @@ def main(verb: str, http: str, grpc: str, sizes: list[dict[str, Any]]) -> None:
         elif verb == "one thread":
             ways |= {name: WAYS[name](http, grpc) for name in names if name not in ways}
             found.append(one_thread({name: ways[name] for name in names}, **more))
+        elif verb == "table":
+            found.append(table(http, **more))
         else:
             found.append(peaks(names, http, grpc, **more))
     print(json.dumps(found))

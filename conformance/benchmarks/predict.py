@@ -9,7 +9,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.asking import COPY, FRAME, MODEL, RAW, SHARED_MEMORY, SOCKET, WAYS
+from benchmarks.asking import BATCHED, COPY, FRAME, MODEL, RAW, SHARED_MEMORY, SOCKET, TABLES, WAYS
 from benchmarks.figures import Quantity, Result, Table, ratio
 from benchmarks.plot import Curve, Plot
 
@@ -26,6 +26,8 @@ instance_group [ { count: 1 kind: KIND_CPU } ]
 input [ { name: "x" data_type: TYPE_FP32 dims: [ -1, 16 ] } ]
 output [ { name: "y" data_type: TYPE_FP32 dims: [ -1, 16 ] } ]
 """
+BATCH = 256
+CONFIG_OF_BATCHES = CONFIG.replace("dims: [ -1, 16 ]", "dims: [ 16 ]") + f"max_batch_size: {BATCH}\n"
 PYTHON = """\
 import triton_python_backend_utils as pb_utils
 
@@ -43,9 +45,9 @@ SIZES = {
     1 << 20: (40, 3),
     16 << 20: (15, 1),
     128 << 20: (5, 1),
-    1 << 30: (3, 1),
+    1 << 30: (2, 1),
 }
-QUICK_SIZES = {64: (5, 5), 1 << 20: (2, 1), 16 << 20: (1, 1)}
+QUICK_SIZES = {64: (3, 3), 16 << 20: (1, 1)}
 LARGEST_FRAME = 16 << 20
 #: Below, the memory of a request is lost in that of the process.
 SMALLEST_PEAK = 16 << 20
@@ -57,7 +59,7 @@ NOTES = [
     "The model answers with its input, in Triton's Python backend. Way after way in turns: ratios hold where times do not.",
     f"{SOCKET}: bytes put together before, into memory used before: what the wire itself takes. {COPY}: once, in memory.",
     "CPU: processor time of the client, all of its threads. Memory: at the worst moment of a request, beyond the input,",
-    "  in times the tensor; the answer alone is 1, and memory that is shared with the server counts in full.",
+    "  in times the tensor; the answer alone is 1, a frame of it 1 more, and memory shared with the server counts in full.",
 ]
 SHARED_NOTE = "predict and tritonclient.grpc: one client for all threads; the others cannot share one, so each thread has its own."
 
@@ -66,7 +68,7 @@ def run(bench: Bench) -> Result:
     """Ask a model that answers with its input, with tensors of all sizes."""
     with _server(bench) as addresses:
         table, plot, problems = _one_thread(bench, addresses)
-        return Result([table, _threads(bench, addresses)], problems, [plot])
+        return Result([table, _threads(bench, addresses), _tables(bench, addresses)], problems, [plot])
 
 
 @contextmanager
@@ -74,17 +76,18 @@ def _server(bench: Bench) -> Iterator[dict[str, str]]:
     """Run a server with the model."""
     key, value = next(iter(SHARED_MEMORY.items()))
     with bench.triton(f"--http-restricted-api=shared-memory:{key}={value}") as server:
-        version = server.model_repository / MODEL / "1"
-        version.mkdir(parents=True)
-        (version.parent / "config.pbtxt").write_text(CONFIG)
-        (version / "model.py").write_text(PYTHON)
         address = server.http_url.removeprefix("http://")
-        connection = http.client.HTTPConnection(address, timeout=TIMEOUT)
-        connection.request("POST", f"/v2/repository/models/{MODEL}/load", b"{}")
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise RuntimeError(f"The model cannot be loaded: {answer.read()!r}")
-        connection.close()
+        for name, config in {MODEL: CONFIG, BATCHED: CONFIG_OF_BATCHES}.items():
+            version = server.model_repository / name / "1"
+            version.mkdir(parents=True)
+            (version.parent / "config.pbtxt").write_text(config)
+            (version / "model.py").write_text(PYTHON)
+            connection = http.client.HTTPConnection(address, timeout=TIMEOUT)
+            connection.request("POST", f"/v2/repository/models/{name}/load", b"{}")
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise RuntimeError(f"The model cannot be loaded: {answer.read()!r}")
+            connection.close()
         yield {"http": address, "grpc": server.grpc_url}
 
 
@@ -100,7 +103,8 @@ def _one_thread(bench: Bench, addresses: dict[str, str]) -> tuple[Table, Plot, l
         ],
     )
     large = [size for size in sizes if size >= SMALLEST_PEAK]
-    peaks = _measured("peaks", addresses, [{"names": named[size], "size": size} for size in large])
+    ways = 2 if bench.quick else None  # each is a process
+    peaks = _measured("peaks", addresses, [{"names": named[size][:ways], "size": size} for size in large])
     memory = dict(zip(large, peaks, strict=True))
     rows: list[dict[str, str | int | Quantity]] = []
     curves: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
@@ -116,7 +120,7 @@ def _one_thread(bench: Bench, addresses: dict[str, str]) -> tuple[Table, Plot, l
                     f"to {RAW}": _median(ratio(time, times[RAW])),
                     f"to {SOCKET}": _median(ratio(time, times[SOCKET])),
                     "CPU": _median(Quantity(tuple(taken[name]["CPU"]), "s")),
-                    "memory": f"{memory[size][name] / size:.2f}" if size in memory else "",
+                    "memory": f"{memory[size][name] / size:.2f}" if name in memory.get(size, {}) else "",
                 }
             )
     plot = Plot(
@@ -148,6 +152,27 @@ def _threads(bench: Bench, addresses: dict[str, str]) -> Table:
             for name in names
         ]
     return Table(f"Predictions, {THREADS} threads in one process", rows, [SHARED_NOTE])
+
+
+def _tables(bench: Bench, addresses: dict[str, str]) -> Table:
+    rows, turns = (2_000, 1) if bench.quick else (1_000_000, 3)
+    (found,) = _measured("table", addresses, [{"size": 64, "rows": rows, "batch": BATCH, "turns": turns}])
+    rates = {name: Quantity(tuple(found[name]["rows"]), "/s") for name in TABLES}
+    by_batch = rates["predict, batch by batch"]
+    shown: list[dict[str, str | int | Quantity]] = [
+        {
+            "way": name,
+            "rows": rates[name],
+            "to batch by batch": _median(ratio(rates[name], by_batch)),
+            "memory": Quantity((max(found[name]["memory"]),), "B"),
+        }
+        for name in TABLES
+    ]
+    notes = [
+        f"The model takes {BATCH} rows at once; predict sends a longer table in parts, one after the other. Row by row: a part of it.",
+        "memory: of the client, at the worst moment, beyond the table.",
+    ]
+    return Table(f"A DataFrame of {rows:,} rows of 16 numbers", shown, notes)
 
 
 def _measured(verb: str, addresses: dict[str, str], sizes: list[dict[str, Any]]) -> Any:
