@@ -302,6 +302,13 @@ def test_a_broken_configuration_is_refused_at_once() -> None:
         layout("1/model.py", config=b"quux: 1")
 
 
+def test_a_directory_in_place_of_the_configuration() -> None:
+    """A directory that has the name of the configuration is refused: the configuration could not be written."""
+    words = "config.pbtxt is a directory: put the file there"
+    assert words in problems(layout("1/model.py", "config.pbtxt/file"))
+    assert words in problems(layout("1/model.py", directories=("config.pbtxt",)))
+
+
 @pytest.mark.parametrize("files", [(f"{KEPT}/1/model.py",), (KEPT,), (f"{KEPT}/config.pbtxt",)])
 def test_what_is_kept_for_the_plugin(files: tuple[str, ...]) -> None:
     """A model cannot bring what a rollback would take for the deployment before it."""

@@ -171,6 +171,8 @@ class Layout:
                 yield f"the name {str(path)!a} has characters that cannot be written down: rename it"
         if PurePosixPath(RECORD_NAME) in self.files:
             yield f"it holds {RECORD_NAME}, where the plugin keeps the record of a deployment: remove it"
+        if CONFIG_FILE in self._top_directories():
+            yield f"{CONFIG_FILE} is a directory: put the file there"
         if any(path.parts[:1] == (KEPT,) for path in (*self.files, *self.directories, *self.unusual)):
             yield f"it holds {KEPT}, where the plugin keeps a deployment's previous model: remove it"
 
