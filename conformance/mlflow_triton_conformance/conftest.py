@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import urllib.request
 import uuid
-from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from tritonclient.grpc import InferenceServerClient
 
 from mlflow_triton_conformance import capabilities as discovery
-from mlflow_triton_conformance import options, plugin
+from mlflow_triton_conformance import options, plugin, plugins
 from mlflow_triton_conformance.catalogue import CATALOGUE
 from mlflow_triton_conformance.protocol import Protocol
 from mlflow_triton_conformance.zoo import serving
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pytest_mlflow_triton.fixtures.servers import Isolation
     from pytest_mlflow_triton.handles import MlflowServer, TritonServer
 
+OURS = re.compile(r"-[0-9a-f]{8}(-|\d?$)")
+"""What is in every name that the suite makes."""
 EXAMPLES = {"quick": 10, "default": 50, "soak": 2000}
 
 
@@ -87,20 +89,14 @@ def of_plugin(target: str) -> dict[str, CapabilityFound]:
     """Find what the plugin under test has."""
     from mlflow.deployments import get_deploy_client  # noqa: PLC0415 - slow, and a server alone does not need it
 
-    scheme = target.partition(":")[0]
-    module = plugin_module(scheme)
+    try:
+        module = plugins.module(target)
+    except LookupError as error:
+        pytest.fail(str(error), pytrace=False)
     return {
-        "plugin": {"present": True, "detail": f"{scheme} is {module.__name__}"},
+        "plugin": {"present": True, "detail": f"{target} is {module.__name__}"},
         **discovery.of_plugin(str(module.target_help()), get_deploy_client(target)),
     }
-
-
-def plugin_module(scheme: str) -> Any:
-    """Import the module that MLflow finds for a target."""
-    entries = [entry.value for entry in metadata.entry_points(group="mlflow.deployments", name=scheme)]
-    if not entries:
-        pytest.fail(f"No plugin is installed for the target {scheme!r}.", pytrace=False)
-    return import_module(entries[-1])  # as MLflow does where there are several
 
 
 @pytest.fixture(autouse=True)
@@ -114,11 +110,14 @@ def _applies(request: pytest.FixtureRequest, capabilities: Capabilities) -> None
 
 @pytest.fixture(autouse=True)
 def _tidy(_applies: None, protocol: Protocol, triton_server: TritonServer) -> Iterator[None]:
-    """Take out what a test has left in the repository, whatever the plugin under test did about it."""
+    """Take out what a test has left in the repository, whatever the plugin under test did about it.
+
+    By the names that the suite gives: the server may be somebody's, who deploys to it meanwhile.
+    """
     root = triton_server.model_repository
     before = set(root.iterdir())
     yield
-    for left in set(root.iterdir()) - before:
+    for left in (path for path in set(root.iterdir()) - before if OURS.search(path.name)):
         protocol.remove(left.name)
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)

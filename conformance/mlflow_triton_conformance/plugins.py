@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
 
-__all__ = ["distribution"]
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["distribution", "module"]
 
 GROUP = "mlflow.deployments"
 
@@ -22,3 +26,15 @@ def distribution(target: str) -> tuple[str, str]:
         if entry.dist is not None
     }
     return ", ".join(claims), ", ".join(claims.values())
+
+
+def module(target: str) -> ModuleType:
+    """Import the module that MLflow takes for a target, which is the last one that claims it.
+
+    Raises:
+        LookupError: None does.
+    """
+    found = [entry.value for entry in metadata.entry_points(group=GROUP, name=target.partition(":")[0])]
+    if not found:
+        raise LookupError(f"No plugin is installed for the target {target!r}.")
+    return import_module(found[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def echo(module_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     saved = source.parent / "saved"
     flavor.save_model(source, saved)
-    name = f"echo-{saved.parent.name}"
+    name = f"echo-{uuid.uuid4().hex[:8]}"
     module_client.create_deployment(name, str(saved), flavor="triton")
     yield module_client, name
     module_client.delete_deployment(name)

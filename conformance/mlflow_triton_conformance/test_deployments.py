@@ -13,8 +13,7 @@ from click.testing import CliRunner
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse, cli
 from mlflow.exceptions import MlflowException
 
-from mlflow_triton_conformance import models
-from mlflow_triton_conformance.conftest import plugin_module
+from mlflow_triton_conformance import models, plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,15 +59,10 @@ def adds(client: Any, name: str) -> Any:
     return outputs["y"].tolist()[0][0] - 1.0
 
 
-def module_of(target: str) -> Any:
-    """Import the plugin under test."""
-    return plugin_module(target.partition(":")[0])
-
-
 @requirement("MLF-CLIENT-001")
 def test_one_client_class(target: str) -> None:
     """MLflow can tell which class of the module is the client."""
-    module = module_of(target)
+    module = plugins.module(target)
     found = [
         it for it in vars(module).values() if inspect.isclass(it) and issubclass(it, BaseDeploymentClient)
     ]
@@ -92,14 +86,14 @@ def test_arguments(deployment_client: Any, method: str) -> None:
 def test_run_local(target: str) -> None:
     """run_local is there, with MLflow's arguments."""
     assert {"name", "model_uri", "flavor", "config"} <= inspect.signature(
-        module_of(target).run_local
+        plugins.module(target).run_local
     ).parameters.keys()
 
 
 @requirement("MLF-CLIENT-004", "MLF-CLI-008")
 def test_help(target: str, deployment_client: Any) -> None:
     """target_help names the setting that no deployment goes without, and the command prints it."""
-    text = module_of(target).target_help()
+    text = plugins.module(target).target_help()
     assert "TRITON_MODEL_REPO" in text
     result = CliRunner().invoke(cli.commands, ["help", "-t", target])
     assert (result.exit_code, result.stdout.strip()) == (0, text.strip())
