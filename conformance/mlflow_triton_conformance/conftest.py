@@ -208,8 +208,9 @@ def world(triton_server: TritonServer) -> Callable[[], object]:
             index = json.load(answer)
         root = triton_server.model_repository
         beside = [path.name for path in root.parent.iterdir() if path.name.startswith(".mlflow-triton-")]
-        # A model that another test unloaded may still be leaving.
-        return sorted(map(str, (e for e in index if e.get("state") != "UNLOADING"))), _files(root), beside
+        # What was unloaded before may still be leaving.
+        staying = [it for it in index if it.get("state") != "UNLOADING" and it.get("reason") != "unloaded"]
+        return sorted(map(str, staying)), _files(root), beside
 
     return picture
 
