@@ -117,6 +117,8 @@ def test_report(suite: pytest.Pytester, workers: list[str]) -> None:
     assert tests["test_is_skipped"]["reason"] == "does not apply without gpu: none"
     assert tests["test_cannot_be_set_up"]["outcome"] == "error"
     assert "no server" in tests["test_cannot_be_set_up"]["message"]
+    assert "not right" in (suite.path / "out" / "report.html").read_text("utf-8")
+    assert f"failed 2/{len(CATALOGUE) - 1}<" in (suite.path / "out" / "badge.svg").read_text("utf-8")
     properties = ET.parse(suite.path / "out" / "junit.xml").iter("property")  # noqa: S314 - pytest's own
     assert {it.get("value") for it in properties if it.get("name") == "requirement"} == results(found).keys()
 

@@ -29,13 +29,14 @@ def case(
 
 
 def test_sample() -> None:
-    """The sample is a hundred different tests of the package onnx, which can be made one by one."""
+    """The sample is a hundred different tests, which any release of the package onnx has most of, and all of the first ten."""
     sample = onnx_standard.sample()
     assert len(sample) == 100
-    made = {name: make() for name, make in sample.items()}
-    assert [name for name, it in made.items() if it is None or it.name != name] == []
-    first = [it for it in list(made.values())[:10] if it is not None]
-    assert [bool(it.obstacle) for it in first].count(True) == 1
+    made = [make() for make in sample.values()]
+    assert [it.name for it in made if it] == [name for name, it in zip(sample, made, strict=True) if it]
+    assert sum(it is not None for it in made) > 60
+    assert [bool(it and it.obstacle) for it in made[:10]].count(True) == 1
+    assert None not in made[:10]
 
 
 @pytest.mark.slow
@@ -43,7 +44,7 @@ def test_every() -> None:
     """All tests of the package onnx are more than 1,500; each has a configuration that is valid, or an obstacle."""
     every = onnx_standard.every()
     assert len(every) > 1500
-    assert onnx_standard.sample().keys() <= every.keys()
+    assert {name for name, make in onnx_standard.sample().items() if make()} <= every.keys()
     for make in every.values():
         it = make()
         assert it is not None
