@@ -29,14 +29,14 @@ def case(
 
 
 def test_sample() -> None:
-    """The sample is a hundred different tests, which any release of the package onnx has most of, and all of the first ten."""
+    """The sample is a hundred different tests, which any release of the package onnx has most of."""
     sample = onnx_standard.sample()
     assert len(sample) == 100
     made = [make() for make in sample.values()]
     assert [it.name for it in made if it] == [name for name, it in zip(sample, made, strict=True) if it]
     assert sum(it is not None for it in made) > 60
     assert [bool(it and it.obstacle) for it in made[:10]].count(True) == 1
-    assert None not in made[:10]
+    assert made[:10].count(None) <= 1
 
 
 @pytest.mark.slow
