@@ -690,10 +690,11 @@ class Deployer:
                 "%r becomes version %d: Triton may have cached answers of the others.", name, max(known) + 1
             )
         layout.check(name)
-        if options.smoke_test and layout.config.model_transaction_policy.decoupled:
+        decoupled = layout.config.model_transaction_policy.decoupled
+        if options.smoke_test and decoupled and not self._control.grpc_answers():
             raise InvalidParameter(
-                f"-C smoke_test=true cannot test {source.name}: it is decoupled, and answers a request as often as it likes. "
-                "Nothing was changed. Deploy it without the option."
+                f"-C smoke_test=true cannot test {source.name} without gRPC: it is decoupled, and answers over a gRPC stream "
+                "only. Nothing was changed. Set TRITON_GRPC_URL, or deploy it without the option."
             )
         if cached:
             self._refuse_cached(layout, name, known, source.flavor)

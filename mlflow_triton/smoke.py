@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton.errors import SmokeTestFailed, TritonPluginError
 from mlflow_triton.predict import example_input, prepare
+from mlflow_triton.serving.grpc_endpoint import GrpcEndpoint
+from mlflow_triton.serving.grpc_inference import request
 from mlflow_triton.serving.inference import infer
 from mlflow_triton.serving.request import RequestOptions
+from mlflow_triton.serving.streaming import FINAL, stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,8 +53,12 @@ def smoke_test(control: Control, name: str, *, version: int, example: Example | 
         value = example.value if example is not None else example_input(control.http, name)
         _, tensors = prepare(control.http, control, name, value)
         sent = f"Sent: {_shown(tensors)}."
-        options = _options(control.config(name) or {}, version)
-        outputs = infer(control.http, name, tensors, options=options)
+        config = control.config(name) or {}
+        options = _options(config, version)
+        if _decoupled(config):
+            outputs = _first(control, name, tensors, options)
+        else:
+            outputs = infer(control.http, name, tensors, options=options)
     except TritonPluginError as error:
         raise SmokeTestFailed(
             f"The smoke test of {name!r} with {what} failed: {error.message} {sent} Correct the model or log it with "
@@ -64,6 +72,24 @@ def smoke_test(control: Control, name: str, *, version: int, example: Example | 
         sent,
         ", ".join(f"{tensor} {list(array.shape)}" for tensor, array in outputs.items()),
     )
+
+
+def _decoupled(config: Mapping[str, Any]) -> bool:
+    """Say whether a model, by its configuration, answers a request as often as it likes, over a gRPC stream only."""
+    policy = config.get("model_transaction_policy")
+    return isinstance(policy, dict) and policy.get("decoupled") is True
+
+
+def _first(
+    control: Control,
+    name: str,
+    tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]],
+    options: RequestOptions,
+) -> Mapping[str, np.ndarray[Any, Any]]:
+    """Return the first answer of a decoupled model; one that ends without any has none."""
+    sent = request(name, tensors, options=options, parameters={FINAL: True})
+    with closing(stream(GrpcEndpoint(control.settings), name, [sent], options)) as answers:
+        return next(answers, {})
 
 
 def _options(config: Mapping[str, Any], version: int) -> RequestOptions:

@@ -49,6 +49,12 @@ class TritonPythonModel:
         answer = np.array([{value}], np.int32)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", answer)]) for _ in requests]
 """
+STREAMS = (
+    "sender = requests[0].get_response_sender(); "
+    "sender.send(pb_utils.InferenceResponse([pb_utils.Tensor('y', np.array([1], np.int32))])); "
+    "sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL); "
+    "return None"
+)
 FAILS = 'raise ValueError("no such weather")'
 
 
@@ -143,15 +149,20 @@ def test_what_an_update_of_options_sends(target: str, caplog: pytest.LogCaptureF
     assert "without its input_example" in caplog.text
 
 
-def test_a_decoupled_model(target: str, python: Callable[..., str]) -> None:
-    """A model that answers a request as often as it likes is refused for a smoke test before anything changes."""
+def test_a_decoupled_model(target: str, python: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
+    """A model that answers over a gRPC stream only is tested over one, and refused beforehand without gRPC."""
     config = "model_transaction_policy { decoupled: true }"
-    client = get_deploy_client(target)
+    client, without = get_deploy_client(target), get_deploy_client(target.partition("&grpc_url")[0])
     with pytest.raises(
-        InvalidParameter, match=r"smoke_test=true cannot test .* it is decoupled.*Nothing was changed"
+        InvalidParameter, match=r"cannot test .* without gRPC: it is decoupled.*Nothing was changed"
     ):
-        client.create_deployment("m", python(1, config=config), config=SMOKE)
+        without.create_deployment("m", python(1, STREAMS, config), config=SMOKE)
+    with pytest.raises(SmokeTestFailed, match="no such weather"):
+        client.create_deployment("m", python(1, FAILS, config), config=SMOKE)
     assert client.list_deployments() == []
+    caplog.set_level(logging.INFO, "mlflow_triton")
+    client.create_deployment("m", python(1, STREAMS, config), config=SMOKE)
+    assert "It answered: y [1]" in caplog.text
 
 
 def test_a_model_that_fails_never_stands(target: str, python: Callable[..., str]) -> None:

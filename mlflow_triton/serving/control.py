@@ -69,11 +69,12 @@ class Control:
 
     Attributes:
         http: As given.
+        settings: As given.
     """
 
     def __init__(self, http: HttpEndpoint, settings: Settings) -> None:
         self.http = http
-        self._settings = settings
+        self.settings = settings
         self._warned = False
 
     def server(self) -> ServerInfo:
@@ -182,7 +183,7 @@ class Control:
             ServerTimeout: No answer in time; the load may still end either way.
             ServerUnavailable: The server is out of reach, or went away during the load.
         """
-        seconds = timeout or self._settings.load_timeout.value
+        seconds = timeout or self.settings.load_timeout.value
         contents = {f"file:{path}": content for path, content in (files or {}).items()}
         with self._grpc() as grpc:
 
@@ -214,7 +215,7 @@ class Control:
             ServerRefused: It runs in another model control mode.
         """
         try:
-            seconds = self._settings.request_timeout.value
+            seconds = self.settings.request_timeout.value
             with self._grpc() as grpc:
                 self._unload(grpc, f"mlflow-triton-{uuid.uuid4().hex}", seconds)
         except LoadFailed as error:
@@ -235,7 +236,7 @@ class Control:
             ServerTimeout: It was still unloading when the time was over.
             ServerUnavailable: The server is out of reach.
         """
-        seconds = timeout or self._settings.load_timeout.value
+        seconds = timeout or self.settings.load_timeout.value
         deadline = time.monotonic() + seconds
 
         def holds(timeout: float, *states: str) -> bool:
@@ -281,7 +282,7 @@ class Control:
 
     @property
     def _where(self) -> str:
-        return f"Triton at {self._settings.http_url}"
+        return f"Triton at {self.settings.http_url}"
 
     def _get(self, path: str, kind: type) -> Any:
         return self._checked(self.http.json("GET", path), kind, path)
@@ -308,7 +309,7 @@ class Control:
 
     @property
     def _grpc_headers(self) -> Mapping[str, str]:
-        return {key.lower(): value for key, value in self._settings.headers.value.items()}
+        return {key.lower(): value for key, value in self.settings.headers.value.items()}
 
     def _warn(self, reason: str) -> None:
         if not self._warned:
@@ -318,7 +319,7 @@ class Control:
     @contextmanager
     def _grpc(self) -> Iterator[Any]:
         """Yield a gRPC client that is connected, or ``None``."""
-        setting = self._settings.grpc_url
+        setting = self.settings.grpc_url
         if setting.value is None:
             self._warn(f"no gRPC URL is known for {self._where}; set TRITON_GRPC_URL")
             yield None
