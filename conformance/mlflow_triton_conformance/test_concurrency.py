@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import numpy as np
 import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
@@ -36,7 +37,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
 
 def answers(client: Any, name: str, x: float = 0.0) -> float:
     """Ask a deployment."""
-    return float(client.predict(name, {"x": [[x]]})["outputs"]["y"][0][0])
+    return float(client.predict(name, {"x": np.array([[x]], np.float32)})["outputs"]["y"][0][0])
 
 
 @requirement("MLF-CONC-001", "MLF-CONC-002")

@@ -30,7 +30,7 @@ METHODS = (
     "get_deployment",
     "predict",
 )
-X = {"x": [[1.0]]}
+X = {"x": np.ones((1, 1), np.float32)}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import numpy as np
 import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
 
 def adds(client: Any, name: str) -> float:
     """Ask a deployment what it adds."""
-    return float(client.predict(name, {"x": [[0]]})["outputs"]["y"][0][0])
+    return float(client.predict(name, {"x": np.zeros((1, 1), np.float32)})["outputs"]["y"][0][0])
 
 
 @requirement("MLF-LIFE-012", "MLF-LIFE-013", "MLF-LIFE-014", "MLF-LIFE-007")

@@ -184,19 +184,3 @@ def test_parameters_and_optional_inputs(protocol: Protocol, zoo: dict[str, str])
         }
         assert outputs["y"] == [1.5]
         assert json.loads(outputs["z"][0])["extra"] is extra
-
-
-@requirement("TRT-CONFIG-007")
-def test_warm_up(protocol: Protocol, name: str) -> None:
-    """A model that fails the request of its warm-up is not loaded; without that, it is."""
-    code = "class TritonPythonModel:\n    def execute(self, requests):\n        raise ValueError('not in the mood')\n"
-    warmup = """\
-model_warmup [ { name: "no" batch_size: 1
-  inputs { key: "x" value { data_type: TYPE_INT32 dims: [ 1 ] zero_data: true } } } ]
-"""
-    files = {"config.pbtxt": CONFIG + warmup, "1/model.py": code}
-    with placed(protocol, name, files) as directory:
-        assert "not in the mood" in protocol.load(name).error
-        assert not protocol.is_ready(name)
-        (directory / "config.pbtxt").write_text(CONFIG)
-        assert protocol.load(name).status == 200
