@@ -9,7 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path, PurePosixPath
 
-__all__ = ["Contents"]
+__all__ = ["INPUT_NAMES", "Contents"]
+
+#: The parameter of a configuration that has the input names of the model's MLflow signature, as a JSON list: predict
+#: tells by it which columns of a table are meant.
+INPUT_NAMES = "mlflow.input_names"
 
 
 @dataclass(frozen=True, slots=True)

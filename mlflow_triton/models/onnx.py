@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton.errors import InvalidModel
-from mlflow_triton.models.contents import Contents
+from mlflow_triton.models.contents import INPUT_NAMES, Contents
 from mlflow_triton.models.onnx_file import external_data
 from mlflow_triton.models.resolve import run_artifacts
 from mlflow_triton.models.tracking import foreign_errors
@@ -82,6 +83,10 @@ def contents(model: ResolvedModel, *, version: int, run_files: Path) -> Contents
                 f"{model.origin.uri}: its {CONFIG} cannot be read: {error.strerror}. Nothing was changed."
             ) from None
     generated = f'backend: "onnxruntime"\ndefault_model_filename: "{source.name}"\n'
+    if model.input_names:
+        # JSON in ASCII within JSON, whose escapes are protobuf's, too.
+        names = json.dumps(json.dumps(model.input_names))
+        generated += f'parameters {{ key: "{INPUT_NAMES}" value {{ string_value: {names} }} }}\n'
     return Contents({**files, **extras}, generated.encode())
 
 

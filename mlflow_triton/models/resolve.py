@@ -56,11 +56,13 @@ class ResolvedModel:
         path: The directory that holds ``MLmodel``; its files may be moved away.
         flavors: As in ``MLmodel``.
         origin: Where it came from.
+        input_names: Those of its signature; empty if it has none, or an input has no name.
     """
 
     path: Path
     flavors: dict[str, dict[str, Any]]
     origin: Origin
+    input_names: tuple[str, ...] = ()
 
 
 def resolve(uri: str, destination: Path) -> ResolvedModel:
@@ -96,6 +98,7 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
     try:
         model = Model.load(str(mlmodel))
         flavors = {str(name): dict(values or {}) for name, values in dict(model.flavors).items()}
+        names = _input_names(model)
     except Exception as error:  # noqa: BLE001 - MLflow raises whatever its parsers raise on a broken file
         raise InvalidModel(f"{uri}: its MLmodel file cannot be read: {first_words(error)}") from None
     meta = _registered_model_meta(path / REGISTERED_MODEL_META, uri)
@@ -109,7 +112,14 @@ def resolve(uri: str, destination: Path) -> ResolvedModel:
             _text(getattr(model, "model_id", None)),
             _text(model.run_id),
         ),
+        names,
     )
+
+
+def _input_names(model: Model) -> tuple[str, ...]:
+    schema = None if model.signature is None else model.signature.inputs
+    names = [] if schema is None else [item.name for item in schema.inputs]
+    return tuple(names) if all(isinstance(name, str) for name in names) else ()
 
 
 def _refuse_links(uri: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,9 @@ class Named:
     rows: bool = False
 
 
-def name_values(inputs: Any, declared: Mapping[str, Declared]) -> Named:
+def name_values(
+    inputs: Any, declared: Mapping[str, Declared], signature: Callable[[], Sequence[str]] = tuple
+) -> Named:
     """Find each tensor's value in whatever the caller passed.
 
     Args:
@@ -55,8 +57,10 @@ def name_values(inputs: Any, declared: Mapping[str, Declared]) -> Named:
             - what MLflow's scoring server takes: ``{"inputs": …}``, ``{"instances": …}``,
               ``{"dataframe_split": …}``, ``{"dataframe_records": …}``;
             - for a model with one input, its value alone, or a numeric DataFrame, whose columns are its
-              last dimension.
+              last dimension, in the signature's order if it has their names.
         declared: The model's inputs by name.
+        signature: Called where names are not the model's, for the input names of its MLflow signature; none if it
+            has none.
 
     Raises:
         InvalidInput: The form is not understood, or names do not fit.
@@ -70,14 +74,14 @@ def name_values(inputs: Any, declared: Mapping[str, Declared]) -> Named:
             inputs, [key for key in ENVELOPES if key not in declared or key == "inputs"]
         )
         if document is not None:
-            return name_values(document, declared)
-        return Named(*frames.values(inputs, declared))
+            return name_values(document, declared, signature)
+        return Named(*frames.values(inputs, declared, signature))
     if isinstance(inputs, Mapping):
-        return _from_mapping(inputs, declared)
+        return _from_mapping(inputs, declared, signature)
     if isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(item, Mapping) for item in inputs):
         if all(set(item) >= REQUEST_TENSOR for item in inputs) and not set(declared) >= REQUEST_TENSOR:
             return _from_request(inputs, declared)
-        return Named(_from_records(inputs, declared), rows=True)
+        return Named(_from_records(inputs, declared, signature), rows=True)
     return _unnamed(inputs, declared)
 
 
@@ -99,7 +103,9 @@ def _unnamed(inputs: Any, declared: Mapping[str, Declared]) -> Named:
     return Named({next(iter(declared)): inputs})
 
 
-def _from_mapping(inputs: Mapping[Any, Any], declared: Mapping[str, Declared]) -> Named:
+def _from_mapping(
+    inputs: Mapping[Any, Any], declared: Mapping[str, Declared], signature: Callable[[], Sequence[str]]
+) -> Named:
     for key in ENVELOPES:
         # A model may have an input of that name itself.
         if key in inputs and (key not in declared or _wraps(inputs[key], declared)):
@@ -108,16 +114,30 @@ def _from_mapping(inputs: Mapping[Any, Any], declared: Mapping[str, Declared]) -
                 raise InvalidInput(
                     f"The inputs have {listed(others)} beside {key!r}, which is not taken from there. Pass {key!r} alone."
                 )
-            return _unwrapped(key, inputs[key], declared)
-    return _by_name(inputs, declared)
+            return _unwrapped(key, inputs[key], declared, signature)
+    return _by_name(inputs, declared, signature)
 
 
-def _by_name(inputs: Mapping[Any, Any], declared: Mapping[str, Declared]) -> Named:
+def _by_name(
+    inputs: Mapping[Any, Any], declared: Mapping[str, Declared], signature: Callable[[], Sequence[str]]
+) -> Named:
     values = {str(name): value for name, value in inputs.items()}
     if len(values) < len(inputs):
         raise InvalidInput(f"The inputs name a tensor twice: {listed(inputs)}.")
+    if len(declared) == 1 and values and not values.keys() & declared.keys():
+        names = list(signature())
+        if len(names) == 1 and names == list(values):
+            return Named(dict(zip(declared, values.values(), strict=True)))
+        if set(names) == values.keys() and all(isinstance(value, (list, tuple)) for value in values.values()):
+            return Named(*frames.values(_columns(values), declared, signature))
     require_known(values, declared)
     return Named({name: value for name, value in values.items() if value is not None})
+
+
+def _columns(values: Mapping[str, Any]) -> pd.DataFrame:
+    if len(set(map(len, values.values()))) > 1:
+        raise InvalidInput(f"The columns {listed(values)} have different lengths.")
+    return pd.DataFrame(dict(values), dtype=object)
 
 
 def _wraps(value: Any, declared: Mapping[str, Declared]) -> bool:
@@ -131,9 +151,11 @@ def _wraps(value: Any, declared: Mapping[str, Declared]) -> bool:
     )
 
 
-def _unwrapped(key: str, value: Any, declared: Mapping[str, Declared]) -> Named:
+def _unwrapped(
+    key: str, value: Any, declared: Mapping[str, Declared], signature: Callable[[], Sequence[str]]
+) -> Named:
     if key == "dataframe_split":
-        return Named(*frames.values(_split_frame(value), declared))
+        return Named(*frames.values(_split_frame(value), declared, signature))
     if key == "dataframe_records" and not (
         isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
     ):
@@ -144,18 +166,20 @@ def _unwrapped(key: str, value: Any, declared: Mapping[str, Declared]) -> Named:
         and not any(str(name) in declared for name in value[0])
         and all(record.keys() == value[0].keys() for record in value)
     ):
-        return Named(*frames.values(pd.DataFrame(value, dtype=object), declared))
+        return Named(*frames.values(pd.DataFrame(value, dtype=object), declared, signature))
     if (
         key == "instances"
         and isinstance(value, list)
         and not any(isinstance(item, Mapping) for item in value)
     ):
-        named = name_values(value, declared)
+        named = name_values(value, declared, signature)
         return Named(
             {name: frames.rows(item, name, declared[name]) for name, item in named.by_input.items()},
             rows=True,
         )
-    return _by_name(value, declared) if isinstance(value, Mapping) else name_values(value, declared)
+    if isinstance(value, Mapping):
+        return _by_name(value, declared, signature)
+    return name_values(value, declared, signature)
 
 
 def _split_frame(split: Any) -> pd.DataFrame:
@@ -179,12 +203,23 @@ def _split_frame(split: Any) -> pd.DataFrame:
         raise InvalidInput(f"'dataframe_split' is no table: {' '.join(str(error).split())}") from None
 
 
-def _from_records(records: Sequence[Mapping[Any, Any]], declared: Mapping[str, Declared]) -> dict[str, Any]:
+def _from_records(
+    records: Sequence[Mapping[Any, Any]],
+    declared: Mapping[str, Declared],
+    signature: Callable[[], Sequence[str]],
+) -> dict[str, Any]:
     given = [{str(key): value for key, value in record.items()} for record in records]
     for number, record in enumerate(given):
         if record.keys() != given[0].keys():
             require_known(record, declared)
             raise InvalidInput(f"Record {number} has {listed(record)}, but record 0 has {listed(given[0])}.")
+    if (
+        len(declared) == 1
+        and given[0]
+        and not given[0].keys() & declared.keys()
+        and set(signature()) == given[0].keys()
+    ):
+        return frames.values(pd.DataFrame(given, dtype=object), declared, signature)[0]
     require_known(given[0], declared)
     return {name: frames.rows([record[name] for record in given], name, declared[name]) for name in given[0]}
 

@@ -22,7 +22,7 @@ from mlflow_triton.tensors.arrays import column, stacked, to_array
 from mlflow_triton.tensors.declared import listed, require_known
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mlflow_triton.tensors.declared import Declared
 
@@ -57,8 +57,10 @@ def document(frame: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any] | None:
     return None
 
 
-def values(frame: pd.DataFrame, declared: Mapping[str, Declared]) -> tuple[dict[str, Any], bool]:
-    """Find each tensor's value in a frame.
+def values(
+    frame: pd.DataFrame, declared: Mapping[str, Declared], signature: Callable[[], Sequence[str]]
+) -> tuple[dict[str, Any], bool]:
+    """Find each tensor's value in a frame; args as `mlflow_triton.tensors.forms.name_values`.
 
     Returns:
         Values by name; and whether the frame's rows are items of the batch.
@@ -88,12 +90,29 @@ def values(frame: pd.DataFrame, declared: Mapping[str, Declared]) -> tuple[dict[
         }, True
     if len(declared) == 1 and columns:
         name, tensor = next(iter(declared.items()))
+        if len(columns) > 1:
+            frame = _ordered(frame, columns, signature())
         if (array := _table(frame, name, tensor)) is not None:
             return {name: array}, True
     raise InvalidInput(
         f"The DataFrame has the columns {listed(columns)}, but the model wants {listed(declared)}: "
         "name a column after each tensor."
     )
+
+
+def _ordered(frame: pd.DataFrame, columns: list[str], signature: Sequence[str]) -> pd.DataFrame:
+    """Put columns into the order of the model's signature, unless one of the two has no names.
+
+    Raises:
+        InvalidInput: The names differ.
+    """
+    if not signature or columns == list(signature) or frame.columns.equals(pd.RangeIndex(len(columns))):
+        return frame
+    if set(columns) != set(signature):
+        raise InvalidInput(
+            f"The DataFrame has the columns {listed(columns)}, but the model's signature has {listed(signature)}."
+        )
+    return frame.iloc[:, [columns.index(name) for name in signature]]
 
 
 def _table(frame: pd.DataFrame, name: str, tensor: Declared) -> Array | None:
