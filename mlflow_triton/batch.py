@@ -148,7 +148,7 @@ class _Table:
 
     def jobs(self) -> Iterator[Job]:
         """Cut it into requests; many are encoded at once, and are views of what that makes."""
-        limit = batch_limit(self.control, self.name)
+        limit = batch_limit(self.server.config(self.name, self.options.version))
         if not 0 < limit < len(self.rows):
             yield partial(self._whole, self.rows)
             return
@@ -163,7 +163,7 @@ class _Table:
 
     def _encoded(self, piece: pd.DataFrame) -> tuple[ModelMetadata | None, Tensors, bool]:
         try:
-            return encode(self.server, self.control, self.name, piece, lossy=self.lossy, options=self.options)
+            return encode(self.server, self.name, piece, lossy=self.lossy, options=self.options)
         except TritonPluginError as error:
             log.debug("These rows are encoded slice by slice: %s", error)
             return None, {}, True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlflow_triton.errors import DeploymentNotFound, InferenceFailed, InvalidInput
+from mlflow_triton.models.contents import INPUT_NAMES
 from mlflow_triton.serving.inference import Inference, metadata
 from mlflow_triton.serving.request import PLAIN
 from mlflow_triton.tensors.arrays import to_array
@@ -53,8 +55,7 @@ def predict(  # noqa: PLR0913 - what a request is made of
 
     Args:
         server: The server, and what is known of its models.
-        control: Of the same server; asked which inputs are optional when one is missing, and for the
-            ``max_batch_size`` when a table is sent.
+        control: Of the same server; asked which versions there are where one is missing.
         name: The deployment.
         inputs: See `mlflow_triton.tensors.forms.name_values`.
         lossy: Casts may drop digits; see `mlflow_triton.tensors.casting`.
@@ -70,12 +71,12 @@ def predict(  # noqa: PLR0913 - what a request is made of
     try:
         known = server.known(name, version)
         try:
-            return _predict(server, control, name, inputs, lossy=lossy, options=options)
+            return _predict(server, name, inputs, lossy=lossy, options=options)
         except (InvalidInput, InferenceFailed):
-            if known is None or server.renewed(name, version) == known:
+            if known[0] is None or server.is_still(known, name, version):
                 raise
         # It was the fault of what was known: the model has been replaced.
-        return _predict(server, control, name, inputs, lossy=lossy, options=options)
+        return _predict(server, name, inputs, lossy=lossy, options=options)
     except DeploymentNotFound as error:
         if version is None:
             raise
@@ -97,23 +98,22 @@ def _no_version(control: Control, name: str, version: int, error: DeploymentNotF
     )
 
 
-def _predict(  # noqa: PLR0913 - what a request is made of
-    server: Inference, control: Control, name: str, inputs: Any, *, lossy: bool, options: RequestOptions
+def _predict(
+    server: Inference, name: str, inputs: Any, *, lossy: bool, options: RequestOptions
 ) -> TritonPredictions:
-    model, tensors, rows = encode(server, control, name, inputs, lossy=lossy, options=options)
-    batch = _batch(tensors) if rows else 1
-    limit = batch_limit(control, name) if batch > 1 else 0
-    if 0 < limit < batch:
-        outputs = _in_parts(server, name, tensors, batch, limit, options)
-    else:
-        try:
-            outputs = server.infer(name, tensors, options)
-        except InferenceFailed as error:
-            if "decoupled" in error.message:
-                raise InferenceFailed(f"{error.message} Use predict_stream, in Python.") from None
-            _require_batch(control, name, tensors)
-            raise
-    return answer(model, outputs)
+    model, tensors, rows = encode(server, name, inputs, lossy=lossy, options=options)
+    batch = _batch(tensors)
+    config = server.config(name, options.version) if batch > 1 else {}
+    limit = int(config.get("max_batch_size", 0))
+    if not 0 < limit < batch:
+        return answer(model, server.infer(name, tensors, options))
+    if not rows or "sequence_batching" in config:
+        raise InvalidInput(
+            f"Nothing was sent to {name!r}: the batch has {batch} items, and it takes {limit} at most (max_batch_size). "
+            "Pass a DataFrame or a list of records, which is sent in parts, or send fewer at a time, with predict_many "
+            "several at once."
+        )
+    return answer(model, _in_parts(server, name, tensors, batch, limit, options))
 
 
 def answer(model: ModelMetadata, outputs: dict[str, np.ndarray[Any, Any]]) -> TritonPredictions:
@@ -122,13 +122,13 @@ def answer(model: ModelMetadata, outputs: dict[str, np.ndarray[Any, Any]]) -> Tr
     return decode({tensor: outputs.pop(tensor) for tensor in order} | outputs)
 
 
-def prepare(http: HttpEndpoint, control: Control, name: str, inputs: Any) -> tuple[ModelMetadata, Tensors]:
+def prepare(http: HttpEndpoint, name: str, inputs: Any) -> tuple[ModelMetadata, Tensors]:
     """Describe a model and encode inputs for it; see `predict`.
 
     Returns:
         What the model declares, and by tensor the datatype and an array of it.
     """
-    model, tensors, _ = encode(Inference(http), control, name, inputs)
+    model, tensors, _ = encode(Inference(http), name, inputs)
     return model, tensors
 
 
@@ -145,9 +145,8 @@ def require_outputs(wanted: Sequence[str], model: ModelMetadata) -> None:
         )
 
 
-def encode(  # noqa: PLR0913 - what a request is made of
+def encode(
     server: Inference,
-    control: Control,
     name: str,
     inputs: Any,
     *,
@@ -162,9 +161,11 @@ def encode(  # noqa: PLR0913 - what a request is made of
     model = server.metadata(name, options.version)
     declared = {tensor.name: tensor for tensor in model.inputs}
     try:
-        named = name_values(inputs, declared)
+        named = name_values(
+            inputs, declared, lambda: _signature(server.config(name, options.version, fresh=True))
+        )
         if missing := [tensor for tensor in declared if tensor not in named.by_input]:
-            _require_optional(control, name, missing)
+            _require_optional(server.config(name, options.version), missing)
         tensors = {}
         for tensor, value in named.by_input.items():
             array = fit_shape(to_array(value, tensor), declared[tensor].shape, tensor)
@@ -194,21 +195,9 @@ def views(tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]], start: int, s
     return {tensor: (datatype, array[start:stop]) for tensor, (datatype, array) in tensors.items()}
 
 
-def batch_limit(control: Control, name: str) -> int:
+def batch_limit(config: Mapping[str, Any]) -> int:
     """Return a model's ``max_batch_size``; 0: the model has no batches, or takes sequences, which are not split."""
-    config = control.config(name) or {}
     return 0 if "sequence_batching" in config else int(config.get("max_batch_size", 0))
-
-
-def _require_batch(control: Control, name: str, tensors: Tensors) -> None:
-    """Say what the server's refusal means if the batch was too large."""
-    batch = _batch(tensors)
-    limit = batch_limit(control, name) if batch > 1 else 0
-    if 0 < limit < batch:
-        raise InvalidInput(
-            f"The batch has {batch} items, but {name!r} takes {limit} at most (max_batch_size). The server "
-            "computed nothing. Send fewer at a time, or pass a DataFrame or a list of records, which is sent in parts."
-        ) from None
 
 
 def _in_parts(  # noqa: PLR0913, PLR0917 - what a request is made of
@@ -228,8 +217,16 @@ def _in_parts(  # noqa: PLR0913, PLR0917 - what a request is made of
     return {tensor: np.concatenate([part[tensor] for part in parts]) for tensor in parts[0]}
 
 
-def _require_optional(control: Control, name: str, missing: list[str]) -> None:
-    config = control.config(name) or {}
+def _signature(config: Mapping[str, Any]) -> list[str]:
+    """Return the input names of the model's MLflow signature, as the deployment has left them in its configuration."""
+    try:
+        names = json.loads(config["parameters"][INPUT_NAMES]["string_value"])
+    except (KeyError, TypeError, ValueError):
+        return []
+    return names if isinstance(names, list) else []
+
+
+def _require_optional(config: Mapping[str, Any], missing: list[str]) -> None:
     optional = {entry["name"] for entry in config.get("input", []) if entry.get("optional")}
     if required := [repr(tensor) for tensor in missing if tensor not in optional]:
         raise InvalidInput(f"Missing: {', '.join(required)}.")

@@ -51,7 +51,7 @@ def smoke_test(control: Control, name: str, *, version: int, example: Example | 
     started = time.monotonic()
     try:
         value = example.value if example is not None else example_input(control.http, name)
-        _, tensors = prepare(control.http, control, name, value)
+        _, tensors = prepare(control.http, name, value)
         sent = f"Sent: {_shown(tensors)}."
         config = control.config(name) or {}
         options = _options(config, version)

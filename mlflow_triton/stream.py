@@ -66,11 +66,11 @@ def predict_stream(  # noqa: PLR0913 - what a request is made of
         for item, first, last in _marked(inputs if isinstance(inputs, Iterator) else [inputs]):
             plain, own = own_options(item, options)
             try:
-                model, tensors, _ = encode(server, control, name, plain, lossy=lossy, options=own)
+                model, tensors, _ = encode(server, name, plain, lossy=lossy, options=own)
             except InvalidInput:
                 if server.renewed(name, options.version) == model:
                     raise
-                model, tensors, _ = encode(server, control, name, plain, lossy=lossy, options=own)
+                model, tensors, _ = encode(server, name, plain, lossy=lossy, options=own)
             start, end = own.sequence_start and first, own.sequence_end and last
             own = replace(own, sequence_start=start, sequence_end=end)
             yield request(name, tensors, options=own, parameters={FINAL: True})

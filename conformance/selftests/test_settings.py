@@ -43,6 +43,7 @@ ENVIRONMENT = {
     "TRITON_LOAD_TIMEOUT": " 7 ",
     "TRITON_LOSSY_CASTS": "True",
     "TRITON_TRANSPORT": "gRPC",
+    "TRITON_SHARED_MEMORY": "Off",
     "TRITON_HEADERS": '{"Authorization": "Bearer hush"}',
 }
 
@@ -58,6 +59,7 @@ def test_the_environment_goes_before_the_defaults() -> None:
     assert (settings.request_timeout.value, settings.load_timeout.value) == (1.5, 7.0)
     assert settings.lossy_casts.value is True
     assert settings.transport.value == "grpc"
+    assert settings.shared_memory.value == "off"
     assert settings.headers.value == {"Authorization": "Bearer hush"}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlflow_triton.errors import InvalidParameter
 from mlflow_triton.serving.request import PLAIN, RequestOptions
+from mlflow_triton.tensors.declared import shown
 from mlflow_triton.tensors.forms import REQUEST_TENSOR
 
 __all__ = ["is_request", "own_options"]
@@ -69,16 +70,17 @@ def _parameters(given: Any) -> dict[str, Any]:
         for key in ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout")
         if key in asked
     }
-    if own.get("sequence_id") in (0, ""):  # Triton's words for none
+    # Triton's words for none.
+    if isinstance(own.get("sequence_id"), (int, str)) and not own["sequence_id"]:
         own = {key: value for key, value in own.items() if not key.startswith("sequence")}
     for key in ("priority", "timeout"):
-        if own.get(key) == 0:
+        if type(own.get(key)) is int and not own[key]:
             own.pop(key)
     if type(own.get("timeout")) is int:
         own["timeout"] /= 1e6  # microseconds
     elif "timeout" in own:
         raise InvalidParameter(
-            f"Nothing was sent: the request's timeout {own['timeout']!r} is no integer (of microseconds)."
+            f"Nothing was sent: the request's timeout {shown(own['timeout'])} is no integer (of microseconds)."
         )
     return {**own, "parameters": asked} if asked else own
 
@@ -99,7 +101,11 @@ def _outputs(given: Any) -> dict[str, Any]:
             f"Nothing was sent: the request's outputs have the parameters {', '.join(sorted(map(repr, others)))}; an output "
             "takes classification alone."
         )
-    if any(number != classes[0] for number in classes):
+    if any(type(number) is not int for number in classes if number is not None):
+        raise InvalidParameter(
+            "Nothing was sent: the request's outputs have a classification that is no integer."
+        )
+    if len(set(classes)) > 1:
         raise InvalidParameter(
             "Nothing was sent: the request's outputs differ in classification, which is one number for all of them."
         )

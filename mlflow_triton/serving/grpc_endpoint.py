@@ -17,13 +17,13 @@ import grpc
 
 from mlflow_triton.errors import (
     DeploymentNotFound,
-    InferenceFailed,
     InvalidSetting,
     ServerTimeout,
     ServerUnavailable,
     TritonPluginError,
 )
 from mlflow_triton.serving.http import one_line
+from mlflow_triton.serving.refusal import refused
 from mlflow_triton.serving.request import PLAIN
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class GrpcEndpoint:
                 f"{what} serves no model {name!r}: {reason} "
                 "See what is deployed with: mlflow deployments list -t triton"
             )
-        return InferenceFailed(f"{name!r} on {what} failed: {reason or code.name}")
+        return refused(name, what, reason or f"{code.name}.")
 
     def _late(self, method: str, seconds: float) -> ServerTimeout:
         return ServerTimeout(

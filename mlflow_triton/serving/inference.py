@@ -17,6 +17,7 @@ from mlflow_triton.errors import (
     ServerUnavailable,
 )
 from mlflow_triton.serving.http import Response, response, segment
+from mlflow_triton.serving.refusal import refused
 from mlflow_triton.serving.request import PLAIN, compressed
 from mlflow_triton.serving.shared_memory import LARGE, LARGE_OUTPUT, Regions, aligned
 from mlflow_triton.tensors.datatypes import from_wire, numpy_dtype, to_wire
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Inference", "ModelMetadata", "TensorMetadata", "infer", "metadata"]
 
+_Known: TypeAlias = "tuple[ModelMetadata | None, Mapping[str, Any] | None]"
 Tensors: TypeAlias = "Mapping[str, tuple[str, np.ndarray[Any, Any]]]"
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -138,12 +140,13 @@ class Inference:
         self._http = http
         self._grpc = grpc
         self._models: dict[tuple[str, int | None], ModelMetadata] = {}
+        self._configs: dict[tuple[str, int | None], Mapping[str, Any]] = {}
         self._answers: dict[tuple[str, int | None], _LastAnswer] = {}
         self._regions = Regions(http)
 
-    def known(self, name: str, version: int | None = None) -> ModelMetadata | None:
-        """Return what `metadata` would return without asking; ``None``: it would ask."""
-        return self._models.get((name, version))
+    def known(self, name: str, version: int | None = None) -> _Known:
+        """Return what `metadata` and `config` would return without asking; ``None``: they would ask."""
+        return self._models.get((name, version)), self._configs.get((name, version))
 
     def metadata(self, name: str, version: int | None = None) -> ModelMetadata:
         """Return what is known of a model, and ask for it if that is nothing. Raises as `metadata`."""
@@ -152,8 +155,41 @@ class Inference:
     def renewed(self, name: str, version: int | None = None) -> ModelMetadata:
         """Ask for a model's inputs and outputs again. Raises as `metadata`."""
         self._models.pop((name, version), None)
+        self._configs.pop((name, version), None)
         found = self._models[name, version] = metadata(self._http, name, version)
         return found
+
+    def config(self, name: str, version: int | None = None, *, fresh: bool = False) -> Mapping[str, Any]:
+        """Return the configuration that the server runs a model with, and ask for it if it is not known.
+
+        Args:
+            name: The model.
+            version: Its version; ``None``: the highest one.
+            fresh: Ask in any case: for what an old configuration would get wrong without an error.
+
+        Raises:
+            DeploymentNotFound: The server does not serve it.
+            ServerUnavailable: No usable answer.
+        """
+        found = None if fresh else self._configs.get((name, version))
+        if found is None:
+            path = f"{_path(name, version)}/config"
+            found = self._http.json("GET", path)
+            if isinstance(found, Response):
+                raise _missing(name, self._http, found.error)
+            if not isinstance(found, dict):
+                raise ServerUnavailable(
+                    f"Triton at {self._http.url} answered {path} in a form that Triton never uses."
+                )
+            self._configs[name, version] = found
+        return found
+
+    def is_still(self, known: _Known, name: str, version: int | None = None) -> bool:
+        """Ask again for what was known of a model, and say whether it is still that. Raises as `metadata`."""
+        model, config = known
+        return self.renewed(name, version) == model and (
+            config is None or self.config(name, version) == config
+        )
 
     def infer(
         self, name: str, inputs: Tensors, options: RequestOptions = PLAIN
@@ -169,6 +205,8 @@ class Inference:
         key = name, options.version
         last = self._answers.get(key) if options.outputs is None else None
         expected = last.sizes if last is not None and last.shapes == shapes else {}
+        if options.sequence_id is not None:
+            expected = {}  # `_shared` may have to send the request again for them
         sent = {t: a.nbytes for t, (_, a) in inputs.items() if a.dtype != np.object_ and a.nbytes >= LARGE}
         slots = _Slots(sent, expected)
         region = self._regions.take(slots.size) if slots.size else None
@@ -290,7 +328,7 @@ def infer(
     # A region that the server does not know is a 404 as well.
     if found.status == 404 and not (shared and SHARED_MEMORY in found.error):
         raise _missing(name, http, found.error)
-    raise InferenceFailed(f"{name!r} on Triton at {http.url} failed: {found.error}")
+    raise refused(name, f"Triton at {http.url}", found.error)
 
 
 def _written(

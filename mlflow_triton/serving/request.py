@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mlflow_triton.errors import InvalidParameter
 from mlflow_triton.settings import header_problem
+from mlflow_triton.tensors.declared import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,18 +127,18 @@ def _problems(options: RequestOptions) -> Iterator[str]:
         value = getattr(options, name)
         lowest = 0 if name == "version" else 1
         if value is not None and not (type(value) is int and lowest <= value <= highest):
-            yield f"{name} {_shown(value)} is not an integer from {lowest} to {highest}"
+            yield f"{name} {shown(value)} is not an integer from {lowest} to {highest}"
     yield from _output_problems(options.outputs)
     seconds = options.timeout
     if seconds is not None and not (type(seconds) in (int, float) and 0 < seconds <= LONGEST_TIMEOUT):
-        yield f"timeout {_shown(seconds)} is not a positive number of seconds, up to {LONGEST_TIMEOUT:g}"
+        yield f"timeout {shown(seconds)} is not a positive number of seconds, up to {LONGEST_TIMEOUT:g}"
     if options.request_id is not None and not _is_text(options.request_id):
-        yield f"request_id {_shown(options.request_id)} is not a text that UTF-8 can encode"
+        yield f"request_id {shown(options.request_id)} is not a text that UTF-8 can encode"
     yield from _sequence_problems(options)
     yield from _parameter_problems(options.parameters)
     yield from _header_problems(options.headers)
     if options.compression not in (None, "gzip", "deflate"):
-        yield f"compression {_shown(options.compression)} is neither 'gzip' nor 'deflate'"
+        yield f"compression {shown(options.compression)} is neither 'gzip' nor 'deflate'"
 
 
 def _header_problems(headers: object) -> Iterator[str]:
@@ -155,9 +156,9 @@ def _output_problems(outputs: object) -> Iterator[str]:
     if outputs is None:
         return
     if not isinstance(outputs, tuple) or not outputs or not all(map(_is_text, outputs)):
-        yield f"outputs {_shown(outputs)} is not a list of output names"
+        yield f"outputs {shown(outputs)} is not a list of output names"
     elif len(set(outputs)) < len(outputs):
-        yield f"outputs {_shown(list(outputs))} names an output twice"
+        yield f"outputs {shown(list(outputs))} names an output twice"
 
 
 def _sequence_problems(options: RequestOptions) -> Iterator[str]:
@@ -167,13 +168,13 @@ def _sequence_problems(options: RequestOptions) -> Iterator[str]:
         or (isinstance(value, str) and _is_text(value) and len(value) <= LONGEST_SEQUENCE_ID)
     ):
         yield (
-            f"sequence_id {_shown(value)} is neither an integer from 1 to 2**64 - 1 nor a text of at most "
+            f"sequence_id {shown(value)} is neither an integer from 1 to 2**64 - 1 nor a text of at most "
             f"{LONGEST_SEQUENCE_ID} characters"
         )
     for name in ("sequence_start", "sequence_end"):
         flag = getattr(options, name)
         if not isinstance(flag, bool):
-            yield f"{name} {_shown(flag)} is neither True nor False"
+            yield f"{name} {shown(flag)} is neither True nor False"
         elif flag and value is None:
             yield f"{name} needs a sequence_id"
 
@@ -184,7 +185,7 @@ def _parameter_problems(parameters: object) -> Iterator[str]:
         return
     for name, value in parameters.items():
         if not _is_text(name):
-            yield f"the parameter {_shown(name)} has no text as its name"
+            yield f"the parameter {shown(name)} has no text as its name"
         elif name.startswith("triton_") or name in RESERVED_PARAMETERS:
             own = f": use {name}=" if name in {one.name for one in fields(RequestOptions)} else ""
             yield f"the parameter {name!r} is reserved by Triton{own}"
@@ -195,7 +196,7 @@ def _parameter_problems(parameters: object) -> Iterator[str]:
         elif isinstance(value, float) and not math.isfinite(value):
             yield f"the parameter {name!r} is {value}, which JSON cannot express"
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            yield f"the parameter {name!r} is {_shown(value)}, which 64 bits cannot hold"
+            yield f"the parameter {name!r} is {shown(value)}, which 64 bits cannot hold"
 
 
 def _is_text(value: Any) -> bool:
@@ -206,11 +207,6 @@ def _is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 #: A request that asks for nothing in particular.

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tritonclient.grpc import service_pb2 as pb
 
-from mlflow_triton.errors import InferenceFailed, ServerUnavailable
+from mlflow_triton.errors import ServerUnavailable
 from mlflow_triton.serving.grpc_inference import fields, outputs, reading
 from mlflow_triton.serving.http import one_line
+from mlflow_triton.serving.refusal import refused
 from mlflow_triton.serving.request import PLAIN
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def _read(
     with reading(endpoint, name):
         for number, _, value in fields(memoryview(answer)):
             if number == ERROR:
-                raise InferenceFailed(
-                    f"{name!r} on Triton's gRPC endpoint {endpoint.url} failed: {one_line(bytes(value).decode())}"
-                )
+                raise refused(name, f"Triton's gRPC endpoint {endpoint.url}", one_line(bytes(value).decode()))
             if number == RESPONSE:
                 content = value
     found, parameters = outputs(endpoint, name, content)

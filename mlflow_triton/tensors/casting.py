@@ -18,6 +18,7 @@ import numpy as np
 from mlflow_triton.errors import InvalidInput
 from mlflow_triton.tensors.arrays import typed
 from mlflow_triton.tensors.datatypes import numpy_dtype
+from mlflow_triton.tensors.declared import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -226,10 +227,10 @@ def _from_long(number: int, target: np.dtype[Any], datatype: str, *, lossy: bool
 def _unfit(array: Array, index: tuple[Any, ...], datatype: str, name: str) -> InvalidInput:
     place = ", ".join(str(int(part)) for part in index)
     value = array[index]
-    shown = (
+    text = (
         f"{value} ({array.dtype})"
         if array.dtype != np.object_
-        else f"{_shown(value)} ({type(value).__name__})"
+        else f"{shown(value)} ({type(value).__name__})"
     )
     alone = array[(*index, None)]
     _, misfits = _converted(alone, numpy_dtype(datatype), datatype, lossy=True)
@@ -239,17 +240,9 @@ def _unfit(array: Array, index: tuple[Any, ...], datatype: str, name: str) -> In
         else ""
     )
     return InvalidInput(
-        f"Input {name!r}: the value {shown} at [{place}] cannot become {datatype} without changing. "
+        f"Input {name!r}: the value {text} at [{place}] cannot become {datatype} without changing. "
         f"Convert it first, in the way that you mean.{allow}"
     )
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 - a foreign object's own, while another error is told
-        text = object.__repr__(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _to_bytes(array: Array, name: str) -> Array:
@@ -275,6 +268,6 @@ def _element(element: Any, position: int, shape: tuple[int, ...], name: str) -> 
     except (TypeError, UnicodeEncodeError):
         place = ", ".join(str(int(part)) for part in np.unravel_index(position, shape))
         raise InvalidInput(
-            f"Input {name!r}: the value {_shown(element)} at [{place}] is neither bytes nor a str that UTF-8 can encode, "
+            f"Input {name!r}: the value {shown(element)} at [{place}] is neither bytes nor a str that UTF-8 can encode, "
             "as BYTES needs. Convert it first."
         ) from None

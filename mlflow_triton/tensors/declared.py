@@ -9,7 +9,7 @@ from mlflow_triton.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Declared", "listed", "require_known"]
+__all__ = ["Declared", "listed", "require_known", "shown"]
 
 SHOWN = 20
 """How many names an error shows."""
@@ -31,6 +31,15 @@ def listed(names: Iterable[Any]) -> str:
     """Write names for an error."""
     shown = [repr(name) for name in names]
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+
+
+def shown(value: object) -> str:
+    """Write a value for an error, on one line."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001 - a foreign object's own, while another error is told
+        text = object.__repr__(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def require_known(names: Iterable[str], declared: Mapping[str, Declared]) -> None:
