@@ -468,7 +468,9 @@ class TritonDeploymentClient(BaseDeploymentClient):
         http, control = self._server()
         if self._inference is None:
             self._inference = Inference(
-                http, self._grpc() if self._settings.transport.value == "grpc" else None
+                http,
+                self._grpc() if self._settings.transport.value == "grpc" else None,
+                share=self._settings.shared_memory.value != "off",
             )
         return self._inference, control
 

@@ -105,6 +105,12 @@ SETTINGS = (
         "predict_stream always goes over gRPC.",
     ),
     SettingDefinition(
+        "shared_memory",
+        "TRITON_SHARED_MEMORY",
+        "auto",
+        "Whether large tensors go through the memory of this machine (/dev/shm) where the server shares it: auto or off.",
+    ),
+    SettingDefinition(
         "headers",
         "TRITON_HEADERS",
         None,
@@ -128,6 +134,7 @@ class Settings:
         load_timeout: Seconds.
         lossy_casts: Whether a cast may drop digits.
         transport: ``http``, ``grpc`` or ``auto``.
+        shared_memory: ``auto`` or ``off``.
         headers: Sent with every request.
     """
 
@@ -138,6 +145,7 @@ class Settings:
     load_timeout: Setting[float]
     lossy_casts: Setting[bool]
     transport: Setting[str]
+    shared_memory: Setting[str]
     headers: Setting[Mapping[str, str]] = field(repr=False)
 
     @classmethod
@@ -179,6 +187,7 @@ class Settings:
             load_timeout=_seconds(value("load_timeout"), "load_timeout"),
             lossy_casts=_boolean(value("lossy_casts"), "lossy_casts"),
             transport=_choice(value("transport"), "transport", ("auto", "http", "grpc")),
+            shared_memory=_choice(value("shared_memory"), "shared_memory", ("auto", "off")),
             headers=_headers(value("headers")),
         )
 

@@ -31,6 +31,7 @@ def test_defaults() -> None:
         load_timeout=Setting(300.0, "default"),
         lossy_casts=Setting(False, "default"),
         transport=Setting("auto", "default"),
+        shared_memory=Setting("auto", "default"),
         headers=Setting({}, "default"),
     )
 
@@ -157,6 +158,7 @@ def test_urls_in_each_others_place() -> None:
         ("triton://h?load_timeout=1&load_timeout=2", "parameter 'load_timeout' is given twice"),
         ("triton://h?lossy_casts=perhaps", "lossy_casts perhaps (from target URI"),
         ("triton://h?transport=pigeon", "transport pigeon (from target URI"),
+        ("triton://h?shared_memory=on", "shared_memory on (from target URI"),
         ("triton://h?load_timeout=soon", "load_timeout soon (from target URI triton://h?load_timeout=soon)"),
         ("triton?grpc_url=http://g", "from target URI triton?grpc_url=http://g"),
     ],

@@ -292,3 +292,13 @@ def test_memory_that_is_too_small(server: EmbeddedTriton) -> None:
     """More than half of what is free is not taken."""
     state = os.statvfs(DIRECTORY)
     assert Regions(http(server)).take(state.f_bavail * state.f_frsize) is None
+
+
+def test_the_setting_turns_it_off(server: EmbeddedTriton) -> None:
+    """With shared_memory=off, a large tensor goes another way, and no region is made."""
+    client = TritonDeploymentClient(f"{target(server)}?shared_memory=off")
+    before = files()
+    x = np.ones(1 << 20)
+    for _ in range(2):
+        np.testing.assert_array_equal(client.predict("tile", {"x": x, "times": [1]})["outputs"]["y"], x)
+        assert files() == before

@@ -134,15 +134,17 @@ class Inference:
     Args:
         http: The server.
         grpc: Carries the requests, if given; what is known of the models and of shared memory is asked over HTTP.
+        share: Whether large tensors may go through shared memory.
     """
 
-    def __init__(self, http: HttpEndpoint, grpc: GrpcEndpoint | None = None) -> None:
+    def __init__(self, http: HttpEndpoint, grpc: GrpcEndpoint | None = None, *, share: bool = True) -> None:
         self._http = http
         self._grpc = grpc
         self._models: dict[tuple[str, int | None], ModelMetadata] = {}
         self._configs: dict[tuple[str, int | None], Mapping[str, Any]] = {}
         self._answers: dict[tuple[str, int | None], _LastAnswer] = {}
         self._regions = Regions(http)
+        self._share = share
 
     def known(self, name: str, version: int | None = None) -> _Known:
         """Return what `metadata` and `config` would return without asking; ``None``: they would ask."""
@@ -209,7 +211,7 @@ class Inference:
             expected = {}  # `_shared` may have to send the request again for them
         sent = {t: a.nbytes for t, (_, a) in inputs.items() if a.dtype != np.object_ and a.nbytes >= LARGE}
         slots = _Slots(sent, expected)
-        region = self._regions.take(slots.size) if slots.size else None
+        region = self._regions.take(slots.size) if slots.size and self._share else None
         outputs = None if region is None else self._shared(name, inputs, options, region, slots)
         if outputs is None:
             outputs = self._send(name, inputs, options)
