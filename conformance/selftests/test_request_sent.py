@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from mlflow.deployments import cli as mlflow_cli
@@ -191,6 +192,19 @@ def test_an_endpoint_is_a_deployment(client: Any) -> None:
         InvalidParameter, match="Which one, the deployment 'tells' or the endpoint 'sequence'"
     ):
         client.predict("tells", X, endpoint="sequence")
+
+
+def test_a_batch_that_is_too_large(client: Any) -> None:
+    """It is refused before it is sent, with the limit and the remedies; a table is sent in parts, but not in a sequence."""
+    x = np.ones((5, 2), np.float32)
+    words = "Nothing was sent to '{}': the batch has 5 items, and it takes 4 at most"
+    with pytest.raises(InvalidInput, match=words.format("tells")):
+        client.predict("tells", {"x": x})
+    table = pd.DataFrame({"x": list(x)})
+    response = client.predict("tells", table, outputs=["y"])
+    np.testing.assert_array_equal(response["outputs"]["y"], x * 2)
+    with pytest.raises(InvalidInput, match=words.format("sequence")):
+        client.predict("sequence", table, sequence_id=9, sequence_start=True)
 
 
 def test_a_sequence(client: Any) -> None:
