@@ -299,8 +299,13 @@ def plots(latencies: Sequence[Mapping[str, Sequence[float]]]) -> Plots | None:
         highest = max(heights.values())
         width = 100 / BINS
         ordered = sorted(values)
-        quantiles = {"median": statistics.median(ordered), "p95": _quantile(ordered, 0.95)}
-        quantiles |= {"p99": _quantile(ordered, 0.99), "maximum": ordered[-1]}
+        quantiles = {"median": statistics.median(ordered)}
+        quantiles |= {
+            f"p{part}": _quantile(ordered, part / 100)
+            for part, least in ((95, 20), (99, 100))
+            if len(values) >= least
+        }
+        quantiles["maximum"] = ordered[-1]
         return Series(
             [
                 (round(at * width, 3), round(0.86 * width, 3), round(100 * n / highest, 1))
