@@ -129,24 +129,27 @@ class Claim:
         self._path = path
         self._descriptor = descriptor
         self._holder = Holder(operation, socket.gethostname(), os.getpid(), _now(), self.token)
-        _, self.interrupted = _parse(_read(descriptor))
-        self._pending = self.interrupted
+        self._is_read = False
+        self.interrupted: Change | None = None
+        self._pending: Change | None = None
 
     @property
     def in_doubt(self) -> bool:
         """Whether this operation's own change has begun and not ended."""
         return self._pending is not None and self._pending is not self.interrupted
 
-    def announce(self) -> None:
-        """Say in the file who holds the name."""
-        if self._pending is None:
-            os.ftruncate(self._descriptor, 0)
-        self._append("holder", self._holder)
+    def take_over(self) -> None:
+        """Read what a process that died may have left, and say in the file who holds the name."""
+        _, self.interrupted = _parse(_read(self._descriptor))
+        self._pending = self.interrupted
+        self._is_read = True
+        _share(self._descriptor, self._path.parent)
+        self._announce()
 
     def settled(self) -> None:
         """Forget the interrupted change: it has been finished or undone."""
         self.interrupted = self._pending = None
-        self.announce()
+        self._announce()
         os.fsync(self._descriptor)
 
     def begin(
@@ -188,7 +191,7 @@ class Claim:
     def release(self) -> None:
         """Give the name up; a change that has not ended stays written down for the next one."""
         try:
-            if self._pending is None and _is(self._descriptor, self._path):
+            if self._is_read and self._pending is None and _is(self._descriptor, self._path):
                 self._path.unlink()
         except OSError as error:
             log.warning("%s could not be removed (%s); it does no harm.", self._path, error.strerror)
@@ -196,6 +199,11 @@ class Claim:
             with _between_forks:
                 os.close(self._descriptor)
                 _held.discard(self._descriptor)
+
+    def _announce(self) -> None:
+        if self._pending is None:
+            os.ftruncate(self._descriptor, 0)
+        self._append("holder", self._holder)
 
     def _append(self, kind: str, entry: Holder | Change) -> None:
         line = f"{json.dumps({kind: asdict(entry)})}\n".encode()
@@ -233,7 +241,7 @@ def claim(repository: Path, name: str, operation: str, *, timeout: float) -> Ite
     held = Claim(name, path, descriptor, operation)
     try:
         try:
-            held.announce()
+            held.take_over()
         except OSError as error:
             raise RepositoryError(_unusable(path, error)) from None
         yield held
@@ -291,7 +299,6 @@ def _try(path: Path) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Whoever held it before may have removed it since it was opened here.
         if _is(descriptor, path):
-            _share(descriptor, path.parent)
             return descriptor
     except OSError as error:
         os.close(descriptor)
