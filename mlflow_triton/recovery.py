@@ -155,7 +155,9 @@ class Recovery:
         left = self._repository.interrupted_workspace(change.token)
         again = (repeated and change.operation in ("create", "adopt")) or change.to_be_tested
         problems: list[Exception] = []
-        replaced = change.operation not in ("create", "delete")
+        replaced = change.operation not in ("create", "delete") and not self._repository.is_aside(
+            change.token
+        )
         if left is None and replaced and self._has(name, change.new):
             if not self._finish(name, change):
                 problems = [RepositoryError(LOST.format(name=name))]
@@ -170,6 +172,7 @@ class Recovery:
                 )
         finished = self.is_on_disk(name, change)
         claim.settled()
+        self._repository.drop_aside(change.token)
         if left is not None:
             left.discard()
         outcome = f"The interrupted {change.by} of {name!r} has been {'finished' if finished else 'undone'}."

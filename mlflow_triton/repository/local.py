@@ -40,6 +40,8 @@ _OURS = re.compile(rf"{re.escape(PREFIX)}([0-9a-f]{{8}})-([0-9a-f]{{32}})(-.*)?"
 PARALLEL_SYNCS = 16
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_FDCWD = -100
+#: Ends the name of what one that lacks them has moved aside.
+ASIDE = "-aside"
 #: What a kernel or filesystem without these flags answers.
 UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
@@ -85,7 +87,7 @@ class LocalRepository:
         Raises:
             RepositoryError: There is a record, and it is corrupt.
         """
-        return self._record(name, self.path / name)
+        return _record(name, self.path / name)
 
     def kept(self, name: str) -> Record | None:
         """Return the record of the deployment that a deployment keeps; ``None``: it keeps none.
@@ -97,25 +99,12 @@ class LocalRepository:
         if directory.is_symlink():
             return None
         try:
-            return self._record(name, directory)
+            return _record(name, directory)
         except RepositoryError as error:
             raise RepositoryError(
                 f"{error.message.partition(' The model and')[0]} It is what {name!r} keeps for a rollback; {name!r} itself "
                 "is untouched. An update with -C keep_previous=true keeps the present model in its place."
             ) from None
-
-    def _record(self, name: str, directory: Path) -> Record | None:
-        path = directory / RECORD_NAME
-        try:
-            text = read_small(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise RepositoryError(
-                f"The record of {name!r} cannot be read: {path}: {error.strerror}. The model is untouched. Correct that, or "
-                f"replace the model: mlflow deployments create -t triton --name {name} -m URI -C adopt=true"
-            ) from None
-        return Record.from_json(text, name=name, path=str(path))
 
     def config_text(self, name: str) -> bytes:
         """Return a model's config.pbtxt; empty where it has none.
@@ -224,6 +213,15 @@ class LocalRepository:
                 changed.append(name)
         versions = {name for name in present if name.isascii() and name.isdigit()}
         return sorted(changed) + sorted(versions - set(map(str, record.versions)) if record.files else ())
+
+    def is_aside(self, token: str) -> bool:
+        """Say whether an operation died in the middle of an exchange, on a filesystem that does not do it at once."""
+        return _aside(self.path, token) is not None
+
+    def drop_aside(self, token: str) -> None:
+        """Remove what such an operation had moved aside, and has replaced."""
+        if aside := _aside(self.path, token):
+            _remove(aside)
 
     def interrupted_workspace(self, token: str) -> Workspace | None:
         """Find what an operation that died has left; ``None``: it is gone, or out of this machine's sight."""
@@ -361,11 +359,13 @@ class Workspace:
         Raises:
             FileExistsError: Something is there now.
         """
-        _rename(self.model, self._repository / name, RENAME_NOREPLACE)
+        _move_in(self.model, self._repository / name)
 
     def swap(self, name: str) -> None:
         """Exchange the built model and the one in the repository; doing it again undoes it."""
-        _rename(self.model, self._repository / name, RENAME_EXCHANGE)
+        target = self._repository / name
+        if not _renameat2(self.model, target, RENAME_EXCHANGE):
+            _exchange(self.model, target, aside=self._aside)
 
     def remove(self, name: str) -> None:
         """Move a model out of the repository; the workspace's end deletes it."""
@@ -388,17 +388,35 @@ class Workspace:
                 self.remove(name)
         elif change.operation == "delete":
             if self._removed.exists() and not os.path.lexists(self._repository / name):
-                _rename(self._removed, self._repository / name, RENAME_NOREPLACE)
-        elif self._aside.exists():  # two renames were to stand for one
-            if new_is_there:
-                (self._repository / name).rename(self._removed)
-            _rename(self._aside, self._repository / name, RENAME_NOREPLACE)
-        elif new_is_there and os.path.lexists(self.model):
-            self.swap(name)
+                _move_in(self._removed, self._repository / name)
+        elif old := self._replaced(change, name):
+            self._bring_back(old, name, new_is_there=new_is_there)
+
+    def _replaced(self, change: Change, name: str) -> Path | None:
+        """Find the model that a change has replaced, or was about to; ``None``: it is where it belongs."""
+        places = [_aside(self._repository, change.token)]
+        if self._path.name.endswith(change.token):  # and is not the workspace of whoever undoes it
+            places.append(self.model)
+        for path in places:
+            if path is not None and os.path.lexists(path) and _identity(name, path) != change.new:
+                return path
+        return None
+
+    def _bring_back(self, old: Path, name: str, *, new_is_there: bool) -> None:
+        target = self._repository / name
+        if new_is_there:
+            if _renameat2(old, target, RENAME_EXCHANGE):
+                return
+            if old == self.model:
+                old = old.rename(self._aside)
+            target.rename(self._removed)
+        if not os.path.lexists(target):
+            _move_in(old, target)
 
     @property
     def _aside(self) -> Path:
-        return _aside(self.model)
+        """Where an exchange by several renames puts a model: where another machine finds it if this one dies then."""
+        return self._repository / f"{self._path.name}{ASIDE}"
 
 
 def _sync_file(path: Path) -> None:
@@ -425,25 +443,56 @@ def _unless_gone(_: object, __: str, error: tuple[type[BaseException], BaseExcep
         raise error[1]
 
 
-def _aside(source: Path) -> Path:
-    return source.with_name(f"{source.name}-aside")
+def _record(name: str, directory: Path) -> Record | None:
+    path = directory / RECORD_NAME
+    try:
+        text = read_small(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise RepositoryError(
+            f"The record of {name!r} cannot be read: {path}: {error.strerror}. The model is untouched. Correct that, or "
+            f"replace the model: mlflow deployments create -t triton --name {name} -m URI -C adopt=true"
+        ) from None
+    return Record.from_json(text, name=name, path=str(path))
 
 
-def _rename(source: Path, target: Path, flag: int) -> None:
-    """Call renameat2(2), which Python lacks; on a filesystem without its flags, the nearest thing."""
+def _identity(name: str, directory: Path) -> str | None:
+    """Return the id of the deployment that lies there; ``None``: what lies there is none."""
+    try:
+        record = _record(name, directory)
+    except RepositoryError:
+        return None
+    return None if record is None else record.deployment_id
+
+
+def _aside(repository: Path, token: str) -> Path | None:
+    """Find what an operation had moved aside when it died in the middle of an exchange."""
+    return next(repository.glob(f"{PREFIX}????????-{token}{ASIDE}"), None)
+
+
+def _renameat2(source: Path, target: Path, flag: int) -> bool:
+    """Call renameat2(2), which Python lacks; say whether there is one, on this system and filesystem."""
     libc = ctypes.CDLL(None, use_errno=True)
     with suppress(AttributeError):
         if libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flag) == 0:
-            return
+            return True
         number = ctypes.get_errno()
         if number not in UNSUPPORTED:
             raise OSError(number, os.strerror(number), str(source), None, str(target))
-    if flag == RENAME_NOREPLACE:
+    return False
+
+
+def _move_in(source: Path, target: Path) -> None:
+    """Rename a directory to where nothing may be."""
+    if not _renameat2(source, target, RENAME_NOREPLACE):
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         source.rename(target)
-        return
-    aside = _aside(source)
+
+
+def _exchange(source: Path, target: Path, *, aside: Path) -> None:
+    """Exchange two directories by three renames."""
     target.rename(aside)
     try:
         source.rename(target)
