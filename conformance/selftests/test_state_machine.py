@@ -165,7 +165,7 @@ class Deployments(RuleBasedStateMachine):
         """Ask through the client."""
         wanted = self.answers_of(name)
         with self.clock():
-            outcome, _ = self.world.forked(
+            outcome = self.world.forked(
                 lambda client: client.predict(name, {"x": [0]})["outputs"]["y"].tolist()
             )
         self.count("predict", outcome)
@@ -208,7 +208,7 @@ class Deployments(RuleBasedStateMachine):
     def restore(self, wanted: tuple[str, ...]) -> None:
         """Load deployments again: those of some names, or all."""
         with self.clock():
-            outcome, _ = self.world.forked(
+            outcome = self.world.forked(
                 lambda client: [(entry.name, entry.failed, entry.text) for entry in client.restore(wanted)]
             )
         self.count("restore", outcome)
@@ -230,7 +230,7 @@ class Deployments(RuleBasedStateMachine):
     @rule()
     def repair(self) -> None:
         """Have the doctor settle what is interrupted and remove what is left over."""
-        outcome, _ = self.world.forked(lambda client: list(client._deployer()._recovery.repair()))
+        outcome = self.world.forked(lambda client: list(client._deployer()._recovery.repair()))
         self.count("repair", outcome)
         assert kind(outcome) == "done", outcome
         assert all(well for _, well, _ in json.loads(outcome)), outcome
@@ -298,7 +298,7 @@ class Deployments(RuleBasedStateMachine):
     @invariant()
     def all_agree(self) -> None:
         """Compare list, get, answers and directories with what should be there."""
-        outcome, _ = self.world.forked(lambda client: [client.list_deployments(), described(client)])
+        outcome = self.world.forked(lambda client: [client.list_deployments(), described(client)])
         assert kind(outcome) == "done", outcome
         listed, got = json.loads(outcome)
         entries = {entry["name"]: entry for entry in listed}
@@ -338,7 +338,7 @@ class Deployments(RuleBasedStateMachine):
         verb = self.chosen(verb, name)
         again = verb == self.interrupted(name) == "create"
         with self.clock():
-            outcome, _ = self.world.run(verb, None, model, name)
+            outcome = self.world.run(verb, None, model, name)
         self.count(f"{verb}{' (broken model)' if model == 'broken' else ''}", outcome)
         states = self.states[name]
         if again:
@@ -356,7 +356,7 @@ class Deployments(RuleBasedStateMachine):
         fault = Fault(what, step, self.world.server.pid, str(self.world.directory))
         started = time.monotonic()
         with self.clock():
-            outcome, _ = self.world.run(verb, fault, model, name)
+            outcome = self.world.run(verb, fault, model, name)
         assert time.monotonic() - started < 60, outcome
         self.count(f"{what}, {verb}", outcome)
         ends = {after(verb, state, model, foreign=name in self.foreign) for state in self.states[name]}
