@@ -175,7 +175,7 @@ class Deployments(RuleBasedStateMachine):
             assert kind(outcome) == "DeploymentNotFound", outcome
             assert None in wanted, (outcome, wanted)
 
-    @rule(verb=verbs, name=names, model=models, step=st.integers(0, 75))
+    @rule(verb=verbs, name=names, model=models, step=st.integers(0, 125))
     def kill_client(self, verb: str, name: str, model: str, step: int) -> None:
         """Kill a client in the middle of an operation."""
         self.strike("kill client", verb, name, model, step)
@@ -185,13 +185,13 @@ class Deployments(RuleBasedStateMachine):
         verb=verbs,
         name=names,
         model=models,
-        step=st.integers(0, 75),
+        step=st.integers(0, 125),
     )
     def fail_a_client(self, fault: str, verb: str, name: str, model: str, step: int) -> None:
         """Let the disk fail from the middle of an operation on."""
         self.strike(fault, verb, name, model, step)
 
-    @rule(verb=verbs, name=names, model=models, step=st.integers(0, 75))
+    @rule(verb=verbs, name=names, model=models, step=st.integers(0, 125))
     def kill_server(self, verb: str, name: str, model: str, step: int) -> None:
         """Kill the server in the middle of an operation, and start another one."""
         self.strike("kill server", verb, name, model, step)
