@@ -86,7 +86,7 @@ def _parameters(given: Any) -> dict[str, Any]:
 
 
 def _outputs(given: Any) -> dict[str, Any]:
-    if not given:
+    if given is None or (isinstance(given, (list, tuple)) and not given):
         return {}
     if not isinstance(given, (list, tuple)) or not all(
         isinstance(output, Mapping) and isinstance(output.get("parameters") or {}, Mapping)
