@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_scalar
 
 from mlflow_triton.errors import InvalidInput
 from mlflow_triton.tensors.arrays import column, stacked, to_array
@@ -179,7 +180,7 @@ def _names(labels: Iterable[Any], declared: Mapping[str, Declared]) -> list[str]
             meant = [
                 known
                 for known, other in read
-                if other == label or (_is_missing(other) and _is_missing(label))
+                if (is_scalar(label) and other == label) or (_is_missing(other) and _is_missing(label))
             ]
             if len(meant) > 1:
                 raise InvalidInput(
