@@ -21,11 +21,11 @@ pytestmark = pytest.mark.skipif(not SUPPORTED, reason="hands over system calls b
 
 #: How many steps of each operation are tried unless ALL_STEPS is set.
 POINTS = {
-    "kill client": 14,
-    f"kill client{PLAIN}": 3,
-    f"kill client{AWAY}": 3,
-    f"kill client{THEN_AWAY}": 3,
-    "kill server": 8,
+    "kill client": 8,
+    f"kill client{PLAIN}": 2,
+    f"kill client{AWAY}": 2,
+    f"kill client{THEN_AWAY}": 2,
+    "kill server": 5,
 }
 
 

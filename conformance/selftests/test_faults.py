@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 #: How many steps of each operation are tried unless ALL_STEPS is set. What is not one lasts.
-POINTS = {"ENOSPC": 2, "EACCES": 3, "EIO": 2, "one ENOSPC": 3, "one EACCES": 3, "one EIO": 3}
+POINTS = {"ENOSPC": 1, "EACCES": 2, "EIO": 1, "one ENOSPC": 2, "one EACCES": 2, "one EIO": 2}
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ class Trials:
         between = fault.plain_renames and interrupted(world) and found[0] is None  # two stand for one
         assert found in (before, after) or between, outcome
         assert found == after or told != "done", outcome
-        self.go_on(world, operation, fault.step, outcome, loaded=loaded, away=away[1])
+        self.go_on(world, operation, fault.step, outcome, loaded=loaded, away=away)
         return f"{told}, {'new' if found == after else 'old'}"
 
     def agree(self, world: World, *, loaded: bool = True) -> tuple[int | None, int | None]:
@@ -199,14 +199,15 @@ class Trials:
         outcome: str,
         *,
         loaded: bool = True,
-        away: bool = False,
+        away: tuple[bool, bool] = (False, False),
     ) -> None:
         """Have the doctor put things in order, for every third step; do the same once more, as a script would."""
         if step % 3 == 0:
-            self.repair(world, outcome, away=away)
+            self.repair(world, outcome, away=away[1])
+            assert any(away) or world.leftovers() == [], (outcome, world.leftovers())
         pending = interrupted(world)
         there = world.on_disk(), world.on_disk(KEPT)
-        again = world.run(operation, None, "next", away=away)
+        again = world.run(operation, None, "next", away=away[1])
         if operation == "create" and there[0] is not None and not pending:
             assert "exists already" in again, (outcome, again)
         else:
@@ -216,17 +217,17 @@ class Trials:
             outcome,
             again,
         )
-        if away:
-            self.repair(world, outcome)  # another machine does not see all that is left over
+        if any(away):  # a machine does not see all that the other one has left over
+            self.repair(world, outcome, away=False)
+            self.repair(world, outcome, away=True)
         assert world.leftovers() == [], (outcome, again, world.leftovers())
 
-    def repair(self, world: World, outcome: str, *, away: bool = False) -> None:
+    def repair(self, world: World, outcome: str, *, away: bool) -> None:
         """Have the doctor finish or undo what was interrupted, and remove what is left over."""
         repaired = world.forked(lambda client: list(client._deployer()._recovery.repair()), away=away)
         assert succeeded(repaired), (outcome, repaired)
         assert all(well for _, well, _ in json.loads(repaired)), (outcome, repaired)
         assert not interrupted(world), (outcome, repaired)
-        assert away or world.leftovers() == [], (outcome, repaired, world.leftovers())
 
     def next(
         self, operation: str, there: tuple[int | None, int | None], *, pending: bool
