@@ -21,7 +21,8 @@ FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
 PYTEST = ("pytest", "--timeout=300")
 #: The tests mostly wait for servers, of which each worker has its own; more workers than this only make each other wait.
 #: In the files' own order: else those of one long test come last, and alone.
-PARALLEL = (*PYTEST, "--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
+WORKERS = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
+PARALLEL = (*PYTEST, *WORKERS)
 BUILD_IMAGES = ("python", "fixtures/images/build.py")
 
 
@@ -108,14 +109,15 @@ def package(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
     wheel = next(dist.glob("*.whl"))
     session.install("--force-reinstall", "--no-deps", str(wheel))
-    session.install(f"{wheel}[conformance]")
+    session.install(
+        f"{wheel}[conformance]", *(item for item in group("test") if item.startswith("pytest-xdist"))
+    )
     # Not on whatever containers this machine has.
     session.env.update(PYTEST_TRITON_LAUNCHER="embedded", PYTEST_MLFLOW_LAUNCHER="embedded")
     # Not below this directory, where pytest would find the project's own settings.
     with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
-        session.run(
-            "pytest", "--pyargs", "mlflow_triton_conformance", "--conformance-profile=quick", *session.posargs
-        )
+        suite = ("--pyargs", "mlflow_triton_conformance", "--conformance-profile=quick")
+        session.run("pytest", *suite, *WORKERS, *session.posargs)
         shutil.copytree(
             ROOT / "examples" / "own_suite", "own_suite", ignore=shutil.ignore_patterns("__pycache__")
         )
