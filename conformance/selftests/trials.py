@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import random
 import threading
 import time
 from collections import Counter
@@ -40,7 +39,8 @@ PLAIN, AWAY, THEN_AWAY = ", plain renames", ", elsewhere", ", next elsewhere"
 BOUND = 40.0
 #: Calls that remove what the operation made. What they leave is for the next one.
 REMOVING = {"unlink", "unlinkat", "rmdir"}
-SEED = int(os.environ.get("STEPS_SEED") or random.randrange(1000))  # noqa: S311 - a choice, no secret
+#: Always the same one by default: what CI tries has been tried before.
+SEED = int(os.environ.get("STEPS_SEED", "0"))
 
 
 @dataclass(slots=True)
