@@ -239,7 +239,7 @@ def test_compare_command(tmp_path: Path) -> None:
     ):
         result = CliRunner().invoke(main, ["compare", "-o", out, *arguments])
         assert result.exit_code != 0
-        assert message in result.stderr.splitlines()[-1]
+        assert message in result.output.splitlines()[-1]
     assert not (tmp_path / "c.html").exists()
 
 

@@ -269,7 +269,7 @@ def test_a_request_of_the_protocol_in_a_file(client: Any, tmp_path: Path, where:
     path.write_text(json.dumps([document] if wrapped else document), encoding="utf-8")
     arguments = ["-t", client.target_uri, where, "tells/1", "--input-path", str(path)]
     result = CliRunner().invoke(mlflow_cli.predict, arguments)
-    assert result.exit_code == 0, result.stderr
+    assert result.exit_code == 0, result.output
     outputs = json.loads(result.stdout)["outputs"]
     told = json.loads(outputs["seen"][0][0])
     assert (told["id"], told["parameters"]) == ("file", {"a": "b"} if wrapped else {})
