@@ -19,9 +19,9 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
 PYTEST = ("pytest", "--timeout=300")
-#: The tests mostly wait for servers, of which each worker has its own; more workers than this only make each other wait.
+#: The tests mostly wait for servers, of which each worker has its own: on two cores, two workers leave half of the time unused.
 #: In the files' own order: else those of one long test come last, and alone.
-WORKERS = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
+WORKERS = ("--numprocesses=3", "--dist=loadfile", "--no-loadscope-reorder")
 PARALLEL = (*PYTEST, *WORKERS)
 BUILD_IMAGES = ("python", "fixtures/images/build.py")
 
@@ -41,7 +41,7 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def conformance(session: nox.Session) -> None:
-    """Run every test, two files or more at once; arguments go to pytest: ``-- --numprocesses=0`` for one at a time."""
+    """Run every test, three files at once; arguments go to pytest: ``-- --numprocesses=0`` for one at a time."""
     session.install("-e", ".[conformance]", *group("test"))
     session.run(*PARALLEL, *session.posargs)
 
