@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -226,8 +225,7 @@ def every() -> dict[str, Maker]:
     """Take all tests of the package onnx, by name, in the order of their names."""
     from onnx.backend.test.loader import load_model_tests  # noqa: PLC0415 - it makes them all, for seconds
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of NumPy, about infinities that are meant
+    with np.errstate(all="ignore"):  # infinities are meant
         found = [case for kind in ("node", *KINDS_ON_DISK) for case in load_model_tests(kind=kind)]
     return {case.name: partial(_read, case) for case in sorted(found, key=lambda case: str(case.name))}
 
@@ -239,8 +237,7 @@ def _one(where: str, name: str) -> StandardCase | None:
     if where in KINDS_ON_DISK:
         found = load_model_tests(kind=where)
     else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with np.errstate(all="ignore"):  # the filters of warnings belong to all threads
             try:
                 importlib.import_module(f"{node.__name__}.{where}")
             except ModuleNotFoundError:
