@@ -56,7 +56,7 @@ def smoke_test(control: Control, name: str, *, version: int, example: Example | 
         config = control.config(name) or {}
         options = _options(config, version)
         if _decoupled(config):
-            outputs = _first(control, name, tensors, options)
+            outputs = _streamed(control, name, tensors, options)
         else:
             outputs = infer(control.http, name, tensors, options=options)
     except TritonPluginError as error:
@@ -80,16 +80,22 @@ def _decoupled(config: Mapping[str, Any]) -> bool:
     return isinstance(policy, dict) and policy.get("decoupled") is True
 
 
-def _first(
+def _streamed(
     control: Control,
     name: str,
     tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]],
     options: RequestOptions,
 ) -> Mapping[str, np.ndarray[Any, Any]]:
-    """Return the first answer of a decoupled model; one that ends without any has none."""
+    """Return the first answer of a decoupled model, which may have none, once the last has come or the time is over."""
     sent = request(name, tensors, options=options, parameters={FINAL: True})
+    deadline = time.monotonic() + control.settings.request_timeout.value
+    first: Mapping[str, np.ndarray[Any, Any]] = {}
     with closing(stream(GrpcEndpoint(control.settings), name, [sent], options)) as answers:
-        return next(answers, {})
+        for answer in answers:
+            first = first or answer
+            if time.monotonic() > deadline:
+                break  # some have no end
+    return first
 
 
 def _options(config: Mapping[str, Any], version: int) -> RequestOptions:

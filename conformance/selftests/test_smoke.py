@@ -49,12 +49,17 @@ class TritonPythonModel:
         answer = np.array([{value}], np.int32)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", answer)]) for _ in requests]
 """
+SENDS = "sender.send(pb_utils.InferenceResponse([pb_utils.Tensor('y', np.array([1], np.int32))]))"
 STREAMS = (
-    "sender = requests[0].get_response_sender(); "
-    "sender.send(pb_utils.InferenceResponse([pb_utils.Tensor('y', np.array([1], np.int32))])); "
+    f"sender = requests[0].get_response_sender(); {SENDS}; {{then}}; "
     "sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL); "
     "return None"
 )
+BREAKS_OFF = STREAMS.format(
+    then="sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError('no such weather')))"
+)
+GOES_ON = STREAMS.format(then=f"[({SENDS}, time.sleep(0.1)) for _ in range(45)]")
+STREAMS = STREAMS.format(then=SENDS)
 FAILS = 'raise ValueError("no such weather")'
 
 
@@ -157,12 +162,15 @@ def test_a_decoupled_model(target: str, python: Callable[..., str], caplog: pyte
         InvalidParameter, match=r"cannot test .* without gRPC: it is decoupled.*Nothing was changed"
     ):
         without.create_deployment("m", python(1, STREAMS, config), config=SMOKE)
-    with pytest.raises(SmokeTestFailed, match="no such weather"):
-        client.create_deployment("m", python(1, FAILS, config), config=SMOKE)
+    for fails in (FAILS, BREAKS_OFF):
+        with pytest.raises(SmokeTestFailed, match="no such weather"):
+            client.create_deployment("m", python(1, fails, config), config=SMOKE)
     assert client.list_deployments() == []
     caplog.set_level(logging.INFO, "mlflow_triton")
     client.create_deployment("m", python(1, STREAMS, config), config=SMOKE)
     assert "It answered: y [1]" in caplog.text
+    # Longer than the setting request_timeout.
+    client.update_deployment("m", python(1, GOES_ON, config), config=SMOKE)
 
 
 def test_a_model_that_fails_never_stands(target: str, python: Callable[..., str]) -> None:
