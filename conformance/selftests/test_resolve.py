@@ -1,64 +1,24 @@
 from __future__ import annotations
 
-import socket
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
 
+from listening import answer, listener, raw, silent
 from mlflow_triton.errors import InvalidModel, ModelNotFound, ServerUnavailable, TritonPluginError
 from mlflow_triton.models import onnx, tracking, triton
 from mlflow_triton.models.resolve import Origin, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 # MLflow and SQLAlchemy use what one another deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 MLMODEL = "flavors:\n  onnx: {data: model.onnx}\n  python_function: {}\nrun_id: r1\n"
-
-
-@contextmanager
-def listener(answer: bytes | None) -> Iterator[str]:
-    """Listen on a port, and answer each request with these bytes; ``None``: never answer."""
-    server = socket.create_server(("127.0.0.1", 0))
-    open_connections: list[socket.socket] = []
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            open_connections.append(connection)
-            if answer is not None:
-                if answer:
-                    connection.recv(65536)
-                    connection.sendall(answer)
-                connection.close()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-    finally:
-        server.shutdown(socket.SHUT_RDWR)
-        server.close()
-        thread.join()
-        for connection in open_connections:
-            connection.close()
-
-
-def http(status: str, body: bytes = b"") -> bytes:
-    """Make an HTTP answer."""
-    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + body
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +56,7 @@ def test_a_dead_server_is_told_at_once(
     login: str, destination: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing listens the error comes within seconds, says what to do, and shows no password."""
-    with listener(b"") as address:
+    with listener(raw(b"")) as address:
         pass
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{login}{address}")
     started = time.monotonic()
@@ -115,7 +75,7 @@ def test_a_server_that_never_answers(destination: Path, monkeypatch: pytest.Monk
     """A server that accepts and is silent is given up after the limit, which the error names."""
     assert tracking.TIMEOUT <= 10
     monkeypatch.setattr(tracking, "TIMEOUT", 0.3)
-    with listener(None) as address:
+    with listener(silent) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
         started = time.monotonic()
         with pytest.raises(ServerUnavailable, match=r"did not answer within 0\.3 s"):
@@ -124,25 +84,25 @@ def test_a_server_that_never_answers(destination: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("sent", "words"),
     [
         (b"", "broke off the connection"),
         (b"\0\xff garbage\r\n\r\n", "broke off the connection"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nshort", "cannot be used"),
-        (http("404 Not Found", b"<html>nginx</html>"), "models:/m/1"),
-        (http("401 Unauthorized", b"who?"), "models:/m/1"),
-        (http("500 Internal Server Error", b"oops"), "models:/m/1"),
-        (http("200 OK", b"<html>hello</html>"), "models:/m/1"),
-        (http("200 OK", b"3.1.0"), "models:/m/1"),
-        (http("302 Found\r\nLocation: /login", b""), "MLFLOW_TRACKING_URI"),
+        (answer(b"<html>nginx</html>", 404), "models:/m/1"),
+        (answer(b"who?", 401), "models:/m/1"),
+        (answer(b"oops", 500), "models:/m/1"),
+        (answer(b"<html>hello</html>"), "models:/m/1"),
+        (answer(b"3.1.0"), "models:/m/1"),
+        (answer(b"", 302, Location="/login"), "MLFLOW_TRACKING_URI"),
     ],
     ids=["closes", "garbage", "truncated", "404", "401", "500", "html", "no MLflow", "redirects for ever"],
 )
 def test_a_server_that_is_not_mlflow(
-    answer: bytes, words: str, destination: Path, monkeypatch: pytest.MonkeyPatch
+    sent: bytes, words: str, destination: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever answers in MLflow's place, the error is this package's, in seconds, without the password."""
-    with listener(answer) as address:
+    with listener(raw(sent)) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hush@{address}")
         started = time.monotonic()
         with pytest.raises(TritonPluginError) as caught:
@@ -200,7 +160,7 @@ def test_only_a_server_is_asked(uri: str, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_the_servers_version(body: bytes, version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The version is what the server says, if it looks like one."""
-    with listener(http("200 OK", body)) as address:
+    with listener(raw(answer(body))) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}/")
         assert tracking.require_server() == version
 
