@@ -107,16 +107,12 @@ def request(
 
 def _want(message: Any, options: RequestOptions, shared: Shared | None) -> None:
     """Name the outputs, if they are not simply all of them."""
-    if options.outputs is not None:
-        for tensor in options.outputs:
-            entry = message.outputs.add(name=tensor)
-            if options.classification is not None:
-                _set(entry.parameters, {"classification": options.classification})
-    elif shared is not None:
-        for tensor, slot in shared[1].outputs.items():
-            entry = message.outputs.add(name=tensor)
-            if slot[1]:
-                _set(entry.parameters, _place(shared[0], slot))
+    for tensor in options.outputs or (() if shared is None else shared[1].outputs):
+        entry = message.outputs.add(name=tensor)
+        if options.classification is not None:
+            _set(entry.parameters, {"classification": options.classification})
+        if shared is not None and (slot := shared[1].output(tensor))[1]:
+            _set(entry.parameters, _place(shared[0], slot))
 
 
 def outputs(
@@ -145,7 +141,7 @@ def outputs(
                 raise ValueError(f"a tensor has the shape {list(shape)}")
             data = content
             # An output that Triton has put into shared memory is empty here.
-            if shared is not None and shared[1].outputs.get(output.name, (0, 0))[1] and not content:
+            if shared is not None and shared[1].output(output.name)[1] and not content:
                 data = _in_place(
                     shared, output.name, math.prod(shape) * numpy_dtype(output.datatype).itemsize
                 )

@@ -24,7 +24,7 @@ from mlflow_triton.tensors.datatypes import from_wire, numpy_dtype, to_wire
 from mlflow_triton.tensors.memory import empty
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mlflow_triton.serving.answer import Answer
     from mlflow_triton.serving.grpc_endpoint import GrpcEndpoint
@@ -75,6 +75,10 @@ class _Slots:
         self.size = 0
         self.inputs = {name: self._next(size) for name, size in inputs.items()}
         self.outputs = {name: self._next(size) for name, size in outputs.items()}
+
+    def output(self, name: str) -> tuple[int, int]:
+        """Return where an output lies; of size 0: not here."""
+        return self.outputs.get(name, (0, 0))
 
     def _next(self, size: int) -> tuple[int, int]:
         start = self.size
@@ -142,7 +146,7 @@ class Inference:
         self._grpc = grpc
         self._models: dict[tuple[str, int | None], ModelMetadata] = {}
         self._configs: dict[tuple[str, int | None], Mapping[str, Any]] = {}
-        self._answers: dict[tuple[str, int | None], _LastAnswer] = {}
+        self._answers: dict[tuple[str, int | None, Sequence[str] | None], _LastAnswer] = {}
         self._regions = Regions(http)
         self._share = share
 
@@ -204,8 +208,8 @@ class Inference:
             named = tuple(tensor.name for tensor in self.metadata(name, options.version).outputs)
             options = replace(options, outputs=named)
         shapes = {tensor: (datatype, array.shape) for tensor, (datatype, array) in inputs.items()}
-        key = name, options.version
-        last = self._answers.get(key) if options.outputs is None else None
+        key = name, options.version, options.outputs
+        last = self._answers.get(key)
         expected = last.sizes if last is not None and last.shapes == shapes else {}
         if options.sequence_id is not None:
             expected = {}  # `_shared` may have to send the request again for them
@@ -215,8 +219,6 @@ class Inference:
         outputs = None if region is None else self._shared(name, inputs, options, region, slots)
         if outputs is None:
             outputs = self._send(name, inputs, options)
-        if options.outputs is not None:
-            return outputs
         sizes = {
             t: 0 if a.dtype == np.object_ or a.nbytes < LARGE_OUTPUT else a.nbytes for t, a in outputs.items()
         }
@@ -239,15 +241,14 @@ class Inference:
             if SHARED_MEMORY not in error.message:
                 self._regions.put(region)
                 raise
-            self._answers.pop((name, options.version), None)
+            self._answers.pop((name, options.version, options.outputs), None)
             self._regions.refused(region)
             return None
         self._regions.put(region)
-        # Outputs had to be named, and a model that was replaced meanwhile may have others.
-        if slots.outputs and {tensor.name for tensor in self.renewed(name, options.version).outputs} != set(
-            outputs
-        ):
-            return None
+        if slots.outputs and options.outputs is None:
+            # All outputs had to be named, and a model that was replaced meanwhile may have others.
+            there = {tensor.name for tensor in self.renewed(name, options.version).outputs}
+            return outputs if there == set(outputs) else None
         return outputs
 
     def _send(
@@ -361,15 +362,13 @@ def _written(
     }
     if options.request_id is not None:
         document["id"] = options.request_id
-    if options.outputs is not None:
-        kind = {} if options.classification is None else {"classification": options.classification}
+    if named := options.outputs or tuple(slots.outputs):
+        plain = {"binary_data": True}
+        if options.classification is not None:
+            plain["classification"] = options.classification
         document["outputs"] = [
-            {"name": tensor, "parameters": {**kind, "binary_data": True}} for tensor in options.outputs
-        ]
-    elif slots.outputs:
-        document["outputs"] = [
-            {"name": tensor, "parameters": place(slot) if slot[1] else {"binary_data": True}}
-            for tensor, slot in slots.outputs.items()
+            {"name": tensor, "parameters": place(slot) if (slot := slots.output(tensor))[1] else plain}
+            for tensor in named
         ]
     return json.dumps(document).encode(), payloads
 
@@ -385,7 +384,7 @@ def _outputs(answer: Answer, region: Region | None, slots: _Slots) -> dict[str, 
     for output in document["outputs"]:
         name = str(output["name"])
         # Triton says nothing of the place of a tensor that it has put into shared memory.
-        shared = bool(slots.outputs.get(name, (0, 0))[1]) and not {"parameters", "data"} & set(output)
+        shared = bool(slots.output(name)[1]) and not {"parameters", "data"} & set(output)
         size = 0 if shared else int(output["parameters"]["binary_data_size"])
         total += size
         wanted.append((name, output["datatype"], tuple(output["shape"]), size, shared))
