@@ -23,8 +23,10 @@ from mlflow_triton.errors import (
     ServerUnavailable,
     TritonPluginError,
 )
+from mlflow_triton.predict import PARTS_AT_ONCE
 from mlflow_triton.serving.control import Control
 from mlflow_triton.serving.http import HttpEndpoint
+from mlflow_triton.serving.inference import Inference
 from mlflow_triton.settings import Settings
 
 if TYPE_CHECKING:
@@ -197,6 +199,36 @@ def test_a_table(client: Any, rows: int) -> None:
     frames = pd.concat([result.get_predictions() for result in results], ignore_index=True)
     assert list(frames.columns) == ["y", "size"]
     assert len(frames) == rows
+
+
+@pytest.mark.parametrize(("timeout", "at_once"), [(None, range(2, PARTS_AT_ONCE + 1)), (0.5, range(1, 2))])
+def test_the_parts_of_a_long_table(
+    client: Any, monkeypatch: pytest.MonkeyPatch, timeout: float | None, at_once: range
+) -> None:
+    """Predict has several parts of a table under way, but not where waiting for each other could make them late."""
+    under_way, most, lock = 0, 0, threading.Lock()
+    infer = Inference.infer
+
+    def counted(*args: Any) -> Any:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        try:
+            return infer(*args)
+        finally:
+            with lock:
+                under_way -= 1
+
+    monkeypatch.setattr(Inference, "infer", counted)
+    rows = LIMIT * (PARTS_AT_ONCE + 2) + 1
+    x = np.arange(2 * rows).reshape(rows, 2)
+    table = pd.DataFrame({"x": list(x), "pause": [[0.2]] * rows})
+    np.testing.assert_array_equal(client.predict("double", table, timeout=timeout)["outputs"]["y"], x * 2)
+    assert most in at_once
+    x[rows // 2] = -1
+    with pytest.raises(InferenceFailed, match="negative"):
+        client.predict("double", table.assign(x=list(x)), timeout=timeout)
 
 
 def test_a_table_with_bad_rows(client: Any) -> None:

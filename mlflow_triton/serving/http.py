@@ -60,12 +60,16 @@ class HttpEndpoint:
 
     Args:
         settings: `http_url`, `headers` and `request_timeout` are used.
+
+    Attributes:
+        url: The setting.
+        timeout: Seconds that a request has, unless it says otherwise.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.url = settings.http_url.value
         self._source = settings.http_url
-        self._timeout = settings.request_timeout.value
+        self.timeout = settings.request_timeout.value
         # Without "identity", Triton compresses every answer: 62 instead of 8 ms for 1 MB.
         self._own = {
             "host": self.url.partition("://")[2],
@@ -108,7 +112,7 @@ class HttpEndpoint:
             ServerTimeout: No answer in time.
             ServerUnavailable: Nothing listens, the connection broke, or it does not speak HTTP.
         """
-        seconds = timeout or self._timeout
+        seconds = timeout or self.timeout
         length = f"content-length: {sum(map(len, body))}\r\n" if method == "POST" else ""
         usual = self._headers if not instead else lines(self._replaced(instead))
         head = f"{method} {path} HTTP/1.1\r\n{usual}{headers}{length}\r\n".encode("latin-1")

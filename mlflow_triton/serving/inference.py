@@ -150,6 +150,10 @@ class Inference:
         self._regions = Regions(http)
         self._share = share
 
+    def time(self, options: RequestOptions) -> float:
+        """Return the seconds that a request has in the server."""
+        return options.timeout or self._http.timeout
+
     def known(self, name: str, version: int | None = None) -> _Known:
         """Return what `metadata` and `config` would return without asking; ``None``: they would ask."""
         return self._models.get((name, version)), self._configs.get((name, version))
