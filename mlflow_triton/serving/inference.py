@@ -367,7 +367,7 @@ def _written(
     if options.request_id is not None:
         document["id"] = options.request_id
     if named := options.outputs or tuple(slots.outputs):
-        plain = {"binary_data": True}
+        plain: dict[str, object] = {"binary_data": True}
         if options.classification is not None:
             plain["classification"] = options.classification
         document["outputs"] = [
