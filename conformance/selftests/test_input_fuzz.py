@@ -7,7 +7,6 @@ import decimal
 import json
 import logging
 import math
-import os
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -20,6 +19,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from array_forms import EXAMPLES, FORMS, WHOLE, document
 from encoding import Refused, Spec, encode, through_the_cli
 from mlflow_triton.errors import TritonPluginError
 from mlflow_triton.tensors.casting import cast, fit_shape
@@ -28,11 +28,10 @@ from mlflow_triton.tensors.decode import TritonPredictions, decode
 from pytest_mlflow_triton.strategies import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 Array = np.ndarray[Any, Any]
 
-EXAMPLES = int(os.environ.get("TENSOR_EXAMPLES", "150"))
 #: Examples are arrays and files: drawing one may take a while on a busy machine.
 AT_RANDOM = settings(
     deadline=None,
@@ -43,80 +42,6 @@ FLOATS = ("FP16", "BF16", "FP32", "FP64")
 
 
 # --- arrays in every form ---
-
-
-class Foreign:
-    """Another library's array."""
-
-    def __init__(self, array: Array) -> None:
-        self._array = array
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
-        return self._array
-
-
-def as_text(array: Array) -> Any:
-    """Give BYTES as text, which JSON needs; skip what no text is."""
-    if array.dtype != np.object_:
-        return array
-    return np.fromiter((item.decode() for item in array.flat), object, array.size).reshape(array.shape)
-
-
-def document(array: Array) -> Any:
-    """What JSON makes of an array's values."""
-    return json.loads(json.dumps(as_text(array).tolist()))
-
-
-def spaced(array: Array) -> Array:
-    """Return a view of every other element of an array twice as long."""
-    return np.repeat(array, 2, axis=0)[::2]
-
-
-#: By name: an array to what a caller may hold in its place; y is there, too, in forms that name tensors.
-FORMS: dict[str, Callable[[Array], Any]] = {
-    "array": lambda array: {"x": array},
-    "fortran": lambda array: {"x": np.asfortranarray(array)},
-    "big-endian": lambda array: {
-        "x": array if array.dtype.kind in "OV" else array.astype(array.dtype.newbyteorder(">"))
-    },
-    "strided": lambda array: {"x": spaced(array)},
-    "reversed": lambda array: {"x": array[::-1].copy()[::-1]},
-    "foreign": lambda array: {"x": Foreign(array)},
-    "alone": lambda array: array,
-    "lists": lambda array: {"x": array.tolist()},
-    "list of arrays": lambda array: {"x": list(array)},
-    "objects": lambda array: {"x": array.astype(object)},
-    "lists alone": lambda array: array.tolist(),
-    "inputs": lambda array: {"inputs": {"x": array.tolist()}},
-    "instances": lambda array: {"instances": [{"x": row} for row in array.tolist()]},
-    "records": lambda array: [{"x": row} for row in array],
-    "column": lambda array: pd.DataFrame({"x": list(array)}, dtype=object),
-    "typed column": lambda array: pd.DataFrame(
-        {"x": list(array) if array.ndim > 1 or array.dtype.name == "bfloat16" else array}
-    ),
-    "series": lambda array: pd.Series(list(array), dtype=object),
-    "split": lambda array: {"dataframe_split": {"columns": ["x"], "data": [[row] for row in array.tolist()]}},
-    "request": lambda array: {
-        "inputs": [
-            {
-                "name": "x",
-                "shape": list(array.shape),
-                "datatype": datatype_of(array),
-                "data": document(array.ravel()),
-            }
-        ]
-    },
-}
-
-
-def datatype_of(array: Array) -> str:
-    """Name an array's datatype."""
-    return (
-        "BF16"
-        if array.dtype.name == "bfloat16"
-        else next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
-    )
-
 
 SHAPES = npst.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=3)
 TYPED = st.tuples(st.sampled_from([*DATATYPES, "BF16"]), SHAPES).flatmap(
@@ -170,7 +95,7 @@ def test_every_form_is_bit_exact(tensor: tuple[str, Array], form: str) -> None:
         array,
         encoded,
         datatype,
-        payload=form in ("array", "fortran", "big-endian", "strided", "reversed", "foreign", "alone"),
+        payload=form in WHOLE,
     )
     assert array.tobytes() == before.tobytes() or datatype == "BYTES"
     received = from_wire(memoryview(bytes(to_wire(encoded))), datatype, encoded.shape)
