@@ -1,4 +1,4 @@
-"""Tensors at random through a real server, over every transport, in and out: half of TENSOR_EXAMPLES each."""
+"""Tensors at random through a real server, over every transport, in and out: a third of TENSOR_EXAMPLES each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FLOATS = ("FP16", "BF16", "FP32", "FP64")
 LIMIT = 4
 AT_RANDOM = settings(
     deadline=None,
-    max_examples=EXAMPLES // 2,
+    max_examples=EXAMPLES // 3,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 #: Hands every input through; BF16, which NumPy does not know there, by DLPack.
