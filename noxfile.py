@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -44,6 +45,43 @@ def conformance(session: nox.Session) -> None:
     """Run every test, three files at once; arguments go to pytest: ``-- --numprocesses=0`` for one at a time."""
     session.install("-e", ".[conformance]", *group("test"))
     session.run(*PARALLEL, *session.posargs)
+
+
+@nox.session
+def versions(session: nox.Session) -> None:
+    """Run the suite's quick part on every embedded Triton, or on those named: ``-- 2.36.0 2.51.0``; compare their reports.
+
+    Each one is a download of 50 MB, once. The reports go to reports/versions.
+    """
+    session.install("-e", ".[conformance]")
+    listed = ("python", "-c", "from mlflow_triton.embedded.wheels import SERVERS; print(*SERVERS)")
+    chosen = session.posargs or str(session.run(*listed, silent=True)).split()
+    reports = ROOT / "reports" / "versions"
+    suite = (
+        "--pyargs",
+        "mlflow_triton_conformance",
+        "--conformance-profile=quick",
+        "--mlflow-launcher=embedded",
+    )
+    # Not below this directory, where pytest would find the project's own settings.
+    with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
+        for version in chosen:
+            known = ROOT / "conformance" / "known" / f"triton-{version}.txt"
+            arguments = [f"--conformance-expectations={known}"] if known.exists() else []
+            arguments += [f"--conformance-report={reports / version}", f"--triton-version={version}"]
+            session.run(*PYTEST, *suite, "--triton-launcher=embedded", *arguments, success_codes=[0, 1])
+    files = [str(reports / version / "report.json") for version in chosen]
+    if len(files) > 1:
+        session.run(
+            "mlflow-triton-conformance", "compare", *files, "--output", str(reports / "comparison.html")
+        )
+    verdicts = {
+        version: json.loads(Path(file).read_text("utf-8"))["verdict"]
+        for version, file in zip(chosen, files, strict=True)
+    }
+    session.log(", ".join(f"{version}: {verdict}" for version, verdict in verdicts.items()))
+    if "failed" in verdicts.values():
+        session.error("a version failed")
 
 
 @nox.session

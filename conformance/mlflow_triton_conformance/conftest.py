@@ -8,6 +8,7 @@ import re
 import shutil
 import urllib.request
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from mlflow_triton_conformance import options, plugin, plugins
 from mlflow_triton_conformance.catalogue import CATALOGUE
 from mlflow_triton_conformance.protocol import Protocol
 from mlflow_triton_conformance.zoo import serving
+from pytest_mlflow_triton import logs
 from pytest_mlflow_triton.fixtures.deployments import unique_name
 from pytest_mlflow_triton.options import resolved
 
@@ -55,6 +57,24 @@ def pytest_configure(config: pytest.Config) -> None:
             database=None,  # a run does not depend on those before it
         )
     settings.load_profile(f"conformance-{options.profile(config)}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Say during which test a server ended, and let the tests that follow have another one.
+
+    Everything that is set up depends on a server, so all of it is torn down; the next test sets up what it needs.
+    """
+    running = item.config.stash[logs.KEY].servers
+    ended = [name for name, server in running.items() if not logs.answers(server)]
+    if not ended:
+        return
+    with suppress(Exception, pytest.fail.Exception):  # what cannot be tidied up without a server
+        item.session._setupstate.teardown_exact(None)  # noqa: SLF001 - pytest has no other way to end a fixture early
+    pytest.fail(
+        f"The {' and the '.join(ended)} ended during this test. The tests that follow have another one.",
+        pytrace=False,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -159,6 +159,8 @@ class Results:
             test["message"] = phase["message"]
             test["reproduction"] = phase["reproduction"]
             test["server_log"] = phase["server_log"]
+        elif phase["failed"]:
+            test["message"] = f"{test['message']}\n\n{report.when}: {phase['message']}"[:LONGEST]
         elif phase["skipped"] and test["outcome"] == "passed":
             test["outcome"] = "skipped"
             test["reason"] = phase["reason"]

@@ -95,7 +95,9 @@ def test_the_size_is_said_before_the_download(
 def test_the_variants(version: str) -> None:
     """Every Python has both variants, each wheel of them pinned by hash, and only one brings CUDA."""
     plain, gpu = (wheels.variant_for(version, gpu=gpu) for gpu in (False, True))
-    for wheel in (wheels.SERVER, *plain.packages, *gpu.packages):
+    servers = [it for it in wheels.SERVERS.values() if version in it.pythons]
+    assert wheels.SERVER in [it.wheel for it in servers]
+    for wheel in (*(it.wheel for it in servers), *plain.packages, *gpu.packages):
         assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+ --hash=sha256:[0-9a-f]{64}", wheel.requirement)
     names = [wheel.distribution for wheel in gpu.packages]
     assert names[:2] == ["numpy", "onnxruntime-gpu"]

@@ -56,31 +56,35 @@ class Interpreter:
     library: Path
 
 
-def find_interpreter() -> Interpreter:
+def find_interpreter(versions: tuple[str, ...] | None = None) -> Interpreter:
     """Find a Python for the embedded server, the one that runs this code if it will do.
 
     The environment variable ``MLFLOW_TRITON_PYTHON`` (a path or a command) decides alone when it is set.
 
+    Args:
+        versions: The minor versions that will do, the best one first; by default all that there is NumPy 1 for.
+
     Raises:
         EmbeddedServerError: No Python on this machine will do; the message names each one that was tried.
     """
+    versions = versions or _VERSIONS
     chosen = os.environ.get(PYTHON_VARIABLE)
     if chosen:
-        found = _examine(shutil.which(chosen) or chosen)
+        found = _examine(shutil.which(chosen) or chosen, versions)
         if isinstance(found, Interpreter):
             return found
         raise EmbeddedServerError(
             f"{PYTHON_VARIABLE}={chosen} cannot run the embedded Triton server: it {found}. Set it to a "
-            f"CPython {_named(_VERSIONS)} that has a shared libpython, or unset it to let one be looked for."
+            f"CPython {_named(versions)} that has a shared libpython, or unset it to let one be looked for."
         )
     refused = []
-    for candidate in _candidates():
-        found = _examine(candidate)
+    for candidate in _candidates(versions):
+        found = _examine(candidate, versions)
         if isinstance(found, Interpreter):
             return found
         refused.append(f"{candidate} {found}")
     raise EmbeddedServerError(
-        f"The embedded Triton server needs a CPython {_named(_VERSIONS)} that has a shared libpython, beside the "
+        f"The embedded Triton server needs a CPython {_named(versions)} that has a shared libpython, beside the "
         f"Python that runs this command, and none was found: {'; '.join(refused) or 'there is no other Python'}. "
         "Install one (`uv python install 3.12`, `conda create -n triton python=3.12`, or libpython3.X with "
         f"your system's package manager), or name one with {PYTHON_VARIABLE}."
@@ -91,13 +95,13 @@ def _named(versions: tuple[str, ...]) -> str:
     return f"{', '.join(versions[:-1])} or {versions[-1]}"
 
 
-def _candidates() -> Iterator[str]:
+def _candidates(versions: tuple[str, ...]) -> Iterator[str]:
     """Name each Python worth a look once, the most natural choice first."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     managed = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or data / "uv" / "python")
     places: list[str] = [sys.executable]
-    for version in _VERSIONS:
+    for version in versions:
         places.append(shutil.which(f"python{version}") or "")
         places += [str(found) for found in sorted(pyenv.glob(f"versions/{version}*/bin/python{version}"))]
         places += [str(found) for found in sorted(managed.glob(f"cpython-{version}*/bin/python{version}"))]
@@ -109,7 +113,7 @@ def _candidates() -> Iterator[str]:
             yield place
 
 
-def _examine(executable: str) -> Interpreter | str:
+def _examine(executable: str, versions: tuple[str, ...]) -> Interpreter | str:
     """Return the installation behind an executable, or why it will not do."""
     try:
         answer = subprocess.run(
@@ -121,7 +125,7 @@ def _examine(executable: str) -> Interpreter | str:
     version = str(about["version"])
     if about["implementation"] != "cpython":
         return f"is {about['implementation']}"
-    if version not in _VERSIONS:
+    if version not in versions:
         return f"is Python {version}"
     prefix = Path(about["prefix"])
     installed = prefix / "bin" / f"python{version}"

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from mlflow_triton.embedded.interpreter import Interpreter, find_interpreter
-from mlflow_triton.embedded.wheels import PLATFORMS, SERVER, Variant, Wheel, variant_for
+from mlflow_triton.embedded.wheels import PLATFORMS, SERVERS, Server, Variant, Wheel, variant_for
 from mlflow_triton.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["CACHE_VARIABLE", "SERVER_VERSION", "Runtime", "provision", "reads_safely"]
 
 CACHE_VARIABLE = "MLFLOW_TRITON_CACHE"
-SERVER_VERSION = "2.51.0"
+SERVER_VERSION = next(iter(SERVERS))  # the newest
 
 _logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Runtime:
                 )
 
 
-def provision(*, gpu: bool = False, progress: bool | None = None) -> Runtime:
+def provision(*, gpu: bool = False, version: str = SERVER_VERSION, progress: bool | None = None) -> Runtime:
     """Return the runtime for this machine, downloading and unpacking it on first use.
 
     Several processes may call this at once: one does the work and the others wait for it. A process that is
@@ -125,24 +125,26 @@ def provision(*, gpu: bool = False, progress: bool | None = None) -> Runtime:
 
     Args:
         gpu: The variant whose ONNX Runtime can use GPUs: a download of 2 GB.
+        version: Triton's version, one of :data:`~mlflow_triton.embedded.wheels.SERVERS`.
         progress: Write what happens to stderr, with pip's progress bar. By default if stderr is a terminal;
             otherwise one line goes to the log.
 
     Raises:
-        EmbeddedServerError: The platform, the Python or the network does not allow it.
+        EmbeddedServerError: There is no such version; or the platform, the Python or the network does not allow it.
     """
+    server = _server(version)
     _check_platform()
     cache = _cache()
-    interpreter = find_interpreter()
+    interpreter = find_interpreter(server.pythons)
     variant = variant_for(interpreter.version, gpu=gpu)
-    root = cache / f"triton-{SERVER_VERSION}-{variant.name}-{_digest_of_parts(interpreter, variant)}"
+    root = cache / f"triton-{version}-{variant.name}-{_digest_of_parts(interpreter, server, variant)}"
     backends = root / f"backends-{_digest_of_backends()}"
     if not backends.is_dir():
         show = sys.stderr.isatty() if progress is None else progress
         try:
             with _locked(cache, show=show) as lock:
                 if not root.is_dir():
-                    _build(root, interpreter, variant, lock, show=show)
+                    _build(root, interpreter, server, variant, lock, show=show)
                 if not backends.is_dir():
                     _in_one_step(backends, lambda partial: _lay_out_backends(root, partial))
         except OSError as error:
@@ -150,7 +152,15 @@ def provision(*, gpu: bool = False, progress: bool | None = None) -> Runtime:
                 f"The embedded Triton server cannot be prepared in {cache}: {error}. Free about {variant.disk} there, "
                 f"or name another directory with {CACHE_VARIABLE}."
             ) from error
-    return _runtime(root, backends, interpreter.version)
+    return _runtime(root, backends, interpreter.version, version)
+
+
+def _server(version: str) -> Server:
+    if version not in SERVERS:
+        raise EmbeddedServerError(
+            f"There is no embedded Triton server {version}. Nothing was downloaded. Choose one of {', '.join(SERVERS)}."
+        )
+    return SERVERS[version]
 
 
 def reads_safely(path: Path) -> bool:
@@ -203,8 +213,8 @@ def _cache() -> Path:
     return cache
 
 
-def _digest_of_parts(interpreter: Interpreter, variant: Variant) -> str:
-    parts = [str(_LAYOUT), SERVER.requirement, *(wheel.requirement for wheel in variant.packages)]
+def _digest_of_parts(interpreter: Interpreter, server: Server, variant: Variant) -> str:
+    parts = [str(_LAYOUT), server.wheel.requirement, *(wheel.requirement for wheel in variant.packages)]
     parts += [str(interpreter.executable), str(interpreter.library)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -248,26 +258,28 @@ def _in_one_step(target: Path, build: Callable[[Path], None]) -> None:
         raise
 
 
-def _build(root: Path, interpreter: Interpreter, variant: Variant, lock: int, *, show: bool) -> None:
+def _build(  # noqa: PLR0913 - what a runtime is made of, where, and how it is told
+    root: Path, interpreter: Interpreter, server: Server, variant: Variant, lock: int, *, show: bool
+) -> None:
     _say(
-        f"Preparing Triton {SERVER_VERSION} for Python {interpreter.version} in {root} "
+        f"Preparing Triton {server.version} for Python {interpreter.version} in {root} "
         f"(once; about {variant.download} to download, {variant.disk} of disk)",
         show=show,
     )
     downloads = root.parent / "downloads"
-    files = _download((SERVER, *variant.packages), interpreter, downloads, lock, show=show)
+    files = _download((server.wheel, *variant.packages), interpreter, downloads, lock, show=show)
 
     def lay_out(partial: Path) -> None:
-        _unpack(files[SERVER], partial, _wanted(interpreter.version))
+        _unpack(files[server.wheel], partial, _wanted(interpreter.version))
         _lay_out_server(partial, interpreter)
         site = _lay_out_environment(partial / "python", interpreter)
         for package in variant.packages:
             _unpack(files[package], site, lambda _: True)
-        _try_out(partial, interpreter.version, variant.provider)
+        _try_out(partial, interpreter.version, server.version, variant.provider)
 
     _in_one_step(root, lay_out)
     shutil.rmtree(downloads)
-    _say(f"Triton {SERVER_VERSION} is ready", show=show)
+    _say(f"Triton {server.version} is ready", show=show)
 
 
 def _download(
@@ -391,9 +403,9 @@ def _lay_out_backends(root: Path, folder: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _try_out(root: Path, version: str, provider: str) -> None:
+def _try_out(root: Path, version: str, server: str, provider: str) -> None:
     """Import what the models will import, which also compiles it."""
-    runtime = _runtime(root, root / "pytriton" / "tritonserver" / "backends", version)
+    runtime = _runtime(root, root / "pytriton" / "tritonserver" / "backends", version, server)
     runtime.verify()
     attempt = subprocess.run(
         [runtime.python, "-I", "-c", _TRY_OUT],
@@ -409,7 +421,7 @@ def _try_out(root: Path, version: str, provider: str) -> None:
         )
 
 
-def _runtime(root: Path, backends: Path, version: str) -> Runtime:
+def _runtime(root: Path, backends: Path, version: str, server_version: str) -> Runtime:
     server = root / "pytriton" / "tritonserver"
     return Runtime(
         tritonserver=server / "bin" / "tritonserver",
@@ -418,7 +430,7 @@ def _runtime(root: Path, backends: Path, version: str) -> Runtime:
         cache_dir=server / "caches",
         python=root / "python" / "bin" / "python3",
         python_version=version,
-        server_version=SERVER_VERSION,
+        server_version=server_version,
     )
 
 

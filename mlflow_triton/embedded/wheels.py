@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PLATFORMS", "SERVER", "Variant", "Wheel", "variant_for"]
+__all__ = ["PLATFORMS", "SERVER", "SERVERS", "Server", "Variant", "Wheel", "variant_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,57 @@ class Wheel:
         return f"{self.distribution}=={self.version} --hash=sha256:{self.sha256}"
 
 
-SERVER = Wheel("nvidia-pytriton", "0.7.0", "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df")
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A version of Triton, and the newest of PyTriton's wheels that carries it.
+
+    Attributes:
+        version: What the server says, such as ``2.51.0``.
+        wheel: The file.
+        pythons: The minor versions of Python that its Python backend has a stub for and NumPy 1 a wheel, the best one first.
+    """
+
+    version: str
+    wheel: Wheel
+    pythons: tuple[str, ...] = ("3.12", "3.11", "3.10")
+
+
+def _server(version: str, pytriton: str, sha256: str, *pythons: str) -> Server:
+    wheel = Wheel("nvidia-pytriton", pytriton, sha256)
+    return Server(version, wheel, pythons) if pythons else Server(version, wheel)
+
+
+_OLDER = ("3.11", "3.10")
+#: By version, the newest first. That of PyTriton 0.2, Triton 2.33, has a Python backend for Python 3.8 alone.
+SERVERS = {
+    server.version: server
+    for server in (
+        _server("2.51.0", "0.7.0", "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"),
+        _server("2.50.0", "0.5.12", "a44e099c6c4a77bdef94632591077f8217f6996571daeab77430c0aa5dca515c"),
+        _server("2.49.0", "0.5.11", "4f3e20b0e10e1f3dc9190a15be51fe308b796c11d1f018cb34b9915ca2cb54c9"),
+        _server("2.48.0", "0.5.10", "0c08d905d25ad71e887864625ec9e2692e6cb4a746c32c93e332e5c8476bc669"),
+        _server("2.47.0", "0.5.9", "3c51133d428dc0b8eebe69c40c5de1d702d98f05ffb04b591d13e227bdb0f0a5"),
+        _server("2.46.0", "0.5.8", "cd3cdfb704db3a01f857adc97fea77d5413c9f9e89f9b7add91c9d16a0bec7f8"),
+        _server("2.45.0", "0.5.7", "c0ad9e355fcd9e1ccf70e8c21db3e4f765bbc41d7be448b88b53526b4a639a16"),
+        _server("2.44.0", "0.5.6", "6403e65c2bbab0ab2fe2b737ad612e2b88f3edf20d41aadd1d544ffb309a701c"),
+        _server(
+            "2.43.0", "0.5.3", "2530bbd0ce56b86cb59efa64493d62f3a0f4f203d1b94179759a55955fd5b5c8", *_OLDER
+        ),
+        _server(
+            "2.42.0", "0.5.2", "810531f752f7bdc4308b8821056ce2d5a456e6cb62966f2e07f65cff0053e42a", *_OLDER
+        ),
+        _server(
+            "2.41.0", "0.5.0", "f46a3c03fb0893948f57c1d5470998a6f403f2c8036d7af944c817a8fba31a46", *_OLDER
+        ),
+        _server(
+            "2.39.0", "0.4.2", "8f79e8bda28961a49d5c64474c17664e10b1bb08018b7ee7bcbd81bcff86e266", *_OLDER
+        ),
+        _server(
+            "2.36.0", "0.3.1", "cf885f5581d3585ca2eb8c372e9d914e1ba1f6266fe8a7c057083d3e4a874a71", *_OLDER
+        ),
+    )
+}
+SERVER = next(iter(SERVERS.values())).wheel
 # ONNX Runtime imports nothing but NumPy at run time; its other dependencies serve its model tools.
 _NUMPY = {
     "3.10": Wheel("numpy", "1.26.4", "ffa75af20b44f8dba823498024771d5ac50620e6915abac414251bd971b4529f"),
