@@ -19,6 +19,7 @@ from mlflow_triton_conformance import capabilities as discovery
 from mlflow_triton_conformance import options, plugin, plugins
 from mlflow_triton_conformance.catalogue import CATALOGUE
 from mlflow_triton_conformance.protocol import Protocol
+from mlflow_triton_conformance.results import LONGEST
 from mlflow_triton_conformance.zoo import serving
 from pytest_mlflow_triton import logs
 from pytest_mlflow_triton.fixtures.deployments import unique_name
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow_triton_conformance.capabilities import Capabilities
     from mlflow_triton_conformance.report import CapabilityFound
     from pytest_mlflow_triton.fixtures.servers import Isolation
-    from pytest_mlflow_triton.handles import MlflowServer, TritonServer
+    from pytest_mlflow_triton.handles import MlflowServer, PublishOnnx, TritonServer
 
 OURS = re.compile(r"-[0-9a-f]{8}(-|\d?$)")
 """What is in every name that the suite makes."""
@@ -69,6 +70,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     ended = [name for name, server in running.items() if not logs.answers(server)]
     if not ended:
         return
+    for name in ended:
+        item.add_report_section("teardown", f"{name} log", running[name].log()[-LONGEST:])
     with suppress(Exception, pytest.fail.Exception):  # what cannot be tidied up without a server
         item.session._setupstate.teardown_exact(None)  # noqa: SLF001 - pytest has no other way to end a fixture early
     pytest.fail(
@@ -158,6 +161,25 @@ def zoo(capabilities: Capabilities, protocol: Protocol) -> Iterator[dict[str, st
         pytest.skip(f"does not apply without {reason}")
     with serving(protocol, f"zoo-{uuid.uuid4().hex[:8]}") as names:
         yield names
+
+
+@pytest.fixture(scope="session")
+def onnx_backend(capabilities: Capabilities) -> None:
+    """Skip a test that deploys an ONNX model to a server without the backend for it."""
+    if reason := capabilities.missing(["backend:onnxruntime"]):
+        pytest.skip(f"does not apply without {reason}")
+
+
+@pytest.fixture
+def publish_onnx(onnx_backend: None, publish_onnx: PublishOnnx) -> PublishOnnx:
+    """That of the harness."""
+    return publish_onnx
+
+
+@pytest.fixture
+def example_directory(onnx_backend: None, example_directory: Path) -> Path:
+    """That of the harness: an ONNX model."""
+    return example_directory
 
 
 @pytest.fixture(scope="session")

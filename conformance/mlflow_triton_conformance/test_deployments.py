@@ -34,7 +34,7 @@ X = {"x": np.ones((1, 1), np.float32)}
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
+def saved(onnx_backend: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
     """Save a model that adds a value; return its path."""
 
     def save(value: float) -> str:

@@ -92,7 +92,7 @@ def test_no_config(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
 ) -> None:
     """A model without a config.pbtxt gets one that lets the server complete it."""
-    deployment_client.create_deployment(deployment_name, publish_onnx(models.constant(2.0)))
+    deployment_client.create_deployment(deployment_name, publish_onnx(models.constant(2.0)), flavor="onnx")
     assert 'backend: "onnxruntime"' in (deployed / "config.pbtxt").read_text()
     assert deployment_client.predict(deployment_name, [[1.0]])["outputs"]["y"].tolist() == [[3.0]]
 
@@ -159,8 +159,8 @@ def test_nothing_survives_an_update(
 ) -> None:
     """An update to a model of another flavor leaves no version, label or config of the old one."""
     old = publish_triton(models.write_python(tmp_path / "old", {1: 1, 2: 2}))
-    deployment_client.create_deployment(deployment_name, old)
-    deployment_client.update_deployment(deployment_name, publish_onnx(models.constant(5.0)))
+    deployment_client.create_deployment(deployment_name, old, flavor="triton")
+    deployment_client.update_deployment(deployment_name, publish_onnx(models.constant(5.0)), flavor="onnx")
     found = {str(path.relative_to(deployed)) for path in deployed.rglob("*") if path.is_file()}
     assert found == {"config.pbtxt", "mlflow-meta.json", "1/model.onnx"}
     assert deployment_client.predict(deployment_name, {"x": [[1.0]]})["outputs"]["y"].tolist() == [[6.0]]
@@ -172,7 +172,7 @@ def test_back_to_an_older_model(
 ) -> None:
     """Going back to an older version serves the older model: Triton alone would miss it."""
     older, newer = publish_onnx(models.constant(1.0)), publish_onnx(models.constant(2.0))
-    deployment_client.create_deployment(deployment_name, older)
+    deployment_client.create_deployment(deployment_name, older, flavor="onnx")
     for uri, expected in [(newer, 2.0), (older, 1.0), (newer, 2.0)]:
         deployment_client.update_deployment(deployment_name, uri)
         assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [
@@ -186,7 +186,7 @@ def test_delete_leaves_nothing(
     deployment_client: Any, deployment_name: str, publish_onnx: PublishOnnx, deployed: Path
 ) -> None:
     """A deletion unloads the model, removes its directory, and may be repeated."""
-    deployment_client.create_deployment(deployment_name, publish_onnx(models.constant(1.0)))
+    deployment_client.create_deployment(deployment_name, publish_onnx(models.constant(1.0)), flavor="onnx")
     deployment_client.delete_deployment(deployment_name)
     assert not deployed.exists()
     with pytest.raises(MlflowException) as caught:
@@ -205,7 +205,7 @@ def test_record(
     _, registered, version = uri.replace(":", "").split("/")
     mlflow.MlflowClient().set_registered_model_alias(registered, "champion", version)
     alias = f"models:/{registered}@champion"
-    deployment_client.create_deployment(deployment_name, alias)
+    deployment_client.create_deployment(deployment_name, alias, flavor="onnx")
     record = json.loads((deployed / "mlflow-meta.json").read_text())
     assert record["name"] == deployment_name
     assert record["triton_model_path"] == str(deployed)
@@ -242,7 +242,7 @@ def test_model_uris(
     path = tmp_path / "saved"
     mlflow.onnx.save_model(models.constant(4.0), str(path), pip_requirements=["onnx"])
     before = sorted(path.rglob("*"))
-    deployment_client.create_deployment(deployment_name, form.format(name=name, path=path))
+    deployment_client.create_deployment(deployment_name, form.format(name=name, path=path), flavor="onnx")
     assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [[4.0]]
     assert sorted(path.rglob("*")) == before
 
@@ -254,5 +254,5 @@ def test_onnx_file_is_the_published_one(
 ) -> None:
     """The deployed file is the model that was published, node for node."""
     model = models.constant(9.0)
-    deployment_client.create_deployment(deployment_name, publish_onnx(model))
+    deployment_client.create_deployment(deployment_name, publish_onnx(model), flavor="onnx")
     assert onnx.load(deployed / "1" / "model.onnx") == model

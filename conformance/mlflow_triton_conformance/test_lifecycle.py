@@ -22,7 +22,7 @@ requirement = pytest.mark.requirement
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
+def saved(onnx_backend: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
     """Save a model that adds a value, or that no server can load if it is to add nothing; return its path."""
     paths: dict[float, str] = {}
 

@@ -40,7 +40,9 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def predict(module_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+def predict(
+    onnx_backend: None, module_client: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Subject]:
     """Predict with the example, deployed once for this module."""
     path = tmp_path_factory.mktemp("predict") / "model"
     mlflow.onnx.save_model(example.build(), str(path), pip_requirements=["onnx"])

@@ -109,7 +109,7 @@ def test_refused(protocol: Protocol, name: str, case: str) -> None:
 
 
 @requirement("TRT-REPO-006", "TRT-CONFIG-003")
-def test_completed_configuration(protocol: Protocol, name: str) -> None:
+def test_completed_configuration(onnx_backend: None, protocol: Protocol, name: str) -> None:
     """An ONNX model alone gets inputs, outputs and backend from its file; an unknown model has no configuration."""
     assert protocol.get(f"/models/{name}/config").error
     model = models.with_weights(np.arange(3, dtype=np.float32))
