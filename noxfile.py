@@ -24,6 +24,14 @@ PYTEST = ("pytest", "--timeout=300")
 #: In the files' own order: else those of one long test come last, and alone.
 WORKERS = ("--numprocesses=3", "--dist=loadfile", "--no-loadscope-reorder")
 PARALLEL = (*PYTEST, *WORKERS)
+#: NVIDIA's plugin, under another name.
+NVIDIA = """\
+[project]
+name = "mlflow-triton-nvidia"
+version = "0"
+dependencies = ["mlflow", "tritonclient[all]", "boto3"]
+entry-points."mlflow.deployments".nvidia = "nvidia_mlflow_triton.deployments"
+"""
 BUILD_IMAGES = ("python", "fixtures/images/build.py")
 
 
@@ -82,6 +90,37 @@ def versions(session: nox.Session) -> None:
     session.log(", ".join(f"{version}: {verdict}" for version, verdict in verdicts.items()))
     if "failed" in verdicts.values():
         session.error("a version failed")
+
+
+@nox.session
+def nvidia(session: nox.Session) -> None:
+    """Run the suite's quick part against NVIDIA's plugin: ``-- DIRECTORY``, a checkout's deploy/mlflow-triton-plugin.
+
+    That plugin has this one's package name and target, so a copy of it is installed under others; and it needs MLflow 2. The
+    report goes to reports/nvidia. The session fails only if the suite did not get to its end.
+    """
+    if len(session.posargs) != 1:
+        session.error(
+            "name the directory deploy/mlflow-triton-plugin of a checkout of triton-inference-server/server"
+        )
+    copy = Path(session.create_tmp()).resolve() / "plugin"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(Path(session.posargs[0], "mlflow_triton"), copy / "nvidia_mlflow_triton")
+    for file in copy.rglob("*.py"):
+        file.write_text(file.read_text("utf-8").replace("mlflow_triton", "nvidia_mlflow_triton"), "utf-8")
+    (copy / "pyproject.toml").write_text(NVIDIA, "utf-8")
+    session.install("-e", ".[conformance]", str(copy), "mlflow<3", "sqlalchemy<2.1")
+    report = ROOT / "reports" / "nvidia"
+    suite = (
+        "--pyargs",
+        "mlflow_triton_conformance",
+        "--deployments-target=nvidia",
+        "--conformance-profile=quick",
+    )
+    servers = ("--triton-launcher=embedded", "--mlflow-launcher=embedded")
+    # Not below this directory, where pytest would find the project's own settings.
+    with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
+        session.run(*PYTEST, *suite, *servers, f"--conformance-report={report}", success_codes=[0, 1])
 
 
 @nox.session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow_triton_conformance.protocol import Protocol
 
 requirement = pytest.mark.requirement
+PATIENCE = 30.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,9 @@ def test_update_under_load(
     updated, done = threading.Event(), threading.Event()
     wrong: list[Any] = []
 
-    def ask(first: float) -> int:
+    counts: list[int] = []
+
+    def ask(first: float) -> None:
         x = first
         while not done.is_set():
             expected = {x + 0.75} if updated.is_set() else {x + 0.25, x + 0.75}
@@ -104,16 +108,24 @@ def test_update_under_load(
             if found not in expected:
                 wrong.append((x, found, expected))
             x += 8.0
-        return int((x - first) / 8)
+        counts.append(int((x - first) / 8))
 
-    with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, float(number)) for number in range(4)]
-        try:
-            get_deploy_client(target).update_deployment(deployment_name, saved(0.75), flavor="onnx")
-            updated.set()
-            done.wait(0.3)
-        finally:
-            done.set()
-        counts = [it.result() for it in asking]
+    # Not of a pool, whose end waits for them: a client that cannot be shared may hold them for ever.
+    threads = [threading.Thread(target=ask, args=(float(number),), daemon=True) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        get_deploy_client(target).update_deployment(deployment_name, saved(0.75), flavor="onnx")
+        updated.set()
+        done.wait(0.3)
+    finally:
+        done.set()
+    deadline = time.monotonic() + PATIENCE
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    stuck = sum(thread.is_alive() for thread in threads)
+    assert stuck == 0, (
+        f"{stuck} of {len(threads)} threads that share a client did not come back in {PATIENCE:g} s"
+    )
     assert wrong == []
     assert min(counts) > 0

@@ -58,6 +58,12 @@ REQUIREMENTS = (
         MODEL_FORMAT,
         "backend:onnxruntime",
     ),
+    should(
+        "MLF-ONNX-008",
+        "A graph of any datatypes, ranks, dimensions, inputs and outputs is deployed, and answers to the bit.",
+        ONNX_FLAVOR,
+        "backend:onnxruntime",
+    ),
     must(
         "MLF-TRITON-001",
         "A model directory arrives with every version, label file and nested folder.",
