@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Graph", "graphs"]
 
 #: Triton's datatype by ONNX's.
-DATATYPES = {
+DATATYPES: dict[int, str] = {
     onnx.TensorProto.BOOL: "BOOL",
     onnx.TensorProto.UINT8: "UINT8",
     onnx.TensorProto.UINT16: "UINT16",
@@ -68,7 +68,9 @@ def graphs(draw: st.DrawFn) -> Graph:
     names = draw(st.lists(_names(), min_size=6, max_size=6, unique_by=str.lower))
     inputs: dict[str, np.ndarray[Any, Any]] = {}
     outputs: dict[str, np.ndarray[Any, Any]] = {}
-    declared, promised, nodes, weights = [], [], [], []
+    declared: list[onnx.ValueInfoProto] = []
+    promised: list[onnx.ValueInfoProto] = []
+    nodes, weights = [], []
     for name in names[: draw(st.integers(1, 3))]:
         element = draw(st.sampled_from(sorted(DATATYPES)))
         dims = draw(

@@ -18,6 +18,7 @@ import pytest
 from mlflow_triton_conformance import options, plugins, report, summary
 from mlflow_triton_conformance.catalogue import CATALOGUE, CHAPTERS
 from mlflow_triton_conformance.expectations import Expectations, InvalidExpectations
+from mlflow_triton_conformance.progress import Progress
 from mlflow_triton_conformance.report import Report, SubjectUnderTest
 from mlflow_triton_conformance.results import PHASE, Evidence, Results
 from pytest_mlflow_triton import settings
@@ -146,6 +147,15 @@ class Recorder:
         self._started = datetime.now(timezone.utc)
         self._results = Results()
         self._report: Report | None = None
+        self._progress = Progress(config)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Show now and then how far a long run has come."""
+        self._progress.show(nodeid, self._results)
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Note who knows how many tests there are."""
+        self._progress.session = session
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a phase of a test."""

@@ -27,6 +27,9 @@ LONGEST = 20_000
 PHASE = "conformance"
 """What a report has of a `Phase`."""
 
+CRASHED = "???"
+"""What pytest-xdist calls the phase of a test whose worker crashed."""
+
 NO_SERVER = ServerUnderTest(name="", version="", extensions=[], launcher="", url="")
 
 
@@ -134,12 +137,24 @@ class Results:
     server: ServerUnderTest = field(default_factory=lambda: NO_SERVER)
     capabilities: dict[str, CapabilityFound] = field(default_factory=dict)
     latencies: dict[str, list[float]] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
+
+    def _crash(self, report: pytest.TestReport) -> None:
+        """Add what pytest-xdist says of a worker that crashed to the test whose setup was the last that it told of."""
+        name = self._names.get(report.nodeid)
+        if name is not None:
+            self.tests[name]["outcome"] = "error"
+            self.tests[name]["message"] = report.longreprtext[:LONGEST]
+            self.tests[name]["reproduction"] = _reproduction(report, name)
 
     def add(self, report: pytest.TestReport) -> None:
         """Add a phase of a test, if it is one of the suite's."""
         phase: Phase | None = vars(report).get(PHASE)
         if phase is None:
+            if report.when == CRASHED:
+                self._crash(report)
             return
+        self._names[report.nodeid] = phase["test"]
         test = self.tests.setdefault(
             phase["test"],
             ResultOfTest(

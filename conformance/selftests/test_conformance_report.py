@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
-from mlflow_triton_conformance import report
+from mlflow_triton_conformance import progress, report
 from mlflow_triton_conformance.catalogue import CATALOGUE
 from mlflow_triton_conformance.expectations import Expectations, InvalidExpectations
 from mlflow_triton_conformance.options import OPTIONS
@@ -134,6 +135,51 @@ def test_terminal_summary(suite: pytest.Pytester) -> None:
             "*::test_fails?False?",
         ]
     )
+
+
+class Yes:
+    """True, and true when it is called: pytest has it both ways."""
+
+    def __call__(self) -> bool:
+        """Say so."""
+        return True
+
+
+CRASH = """
+import os
+import pytest
+
+@pytest.mark.requirement("MLF-CREATE-001")
+def test_crashes():
+    os.abort()
+
+@pytest.mark.requirement("MLF-CREATE-002")
+def test_passes():
+    pass
+"""
+
+
+def test_a_crashed_worker(pytester: pytest.Pytester) -> None:
+    """The test during which a worker of pytest-xdist crashed has failed, and its evidence says why."""
+    pytester.makepyfile(CRASH)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "--conformance-report=out", "-n1")
+    found = json.loads((pytester.path / "out" / "report.json").read_text())
+    assert results(found) == {"MLF-CREATE-001": "failed", "MLF-CREATE-002": "passed"}
+    (crashed,) = [it for it in found["tests"] if it["outcome"] != "passed"]
+    assert "crashed while running" in crashed["message"]
+    assert "pytest --pyargs" in crashed["reproduction"]
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]])
+def test_progress(suite: pytest.Pytester, workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, and only there, a line says now and then how far the run has come."""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    result, _ = run(suite, *workers)
+    assert "now test_" not in result.stdout.str()
+    terminal = property(lambda _: Yes(), lambda *_: None)
+    monkeypatch.setattr(TerminalReporter, "isatty", terminal, raising=False)
+    result, _ = run(suite, *workers)
+    result.stdout.re_match_lines([r"3 of 7 tests, 1 failed, \d+:\d\d; now test_.*py::test_"])
 
 
 def test_quick(suite: pytest.Pytester) -> None:
