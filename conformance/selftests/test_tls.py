@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import json
 import socket
 import ssl
 import threading
@@ -18,8 +19,10 @@ from cryptography.x509.oid import NameOID
 
 from mlflow_triton.deployments import TritonDeploymentClient
 from mlflow_triton.embedded import EmbeddedTriton
-from mlflow_triton.errors import ServerTimeout, ServerUnavailable
+from mlflow_triton.errors import InvalidSetting, ServerTimeout, ServerUnavailable
+from mlflow_triton.serving.control import Control
 from mlflow_triton.serving.http import HttpEndpoint
+from mlflow_triton.serving.trust import OWN
 from mlflow_triton.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,14 +73,19 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
-    """Run a server with a model that answers with its input."""
-    repository = tmp_path_factory.mktemp("repository")
+def write_model(repository: Path) -> None:
+    """Write a model that answers with its input."""
     version = repository / "identity" / "1"
     version.mkdir(parents=True)
     (version / "model.py").write_text(MODEL)
     (version.parent / "config.pbtxt").write_text(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
+    """Run a server with a model that answers with its input."""
+    repository = tmp_path_factory.mktemp("repository")
+    write_model(repository)
     with EmbeddedTriton(repository, arguments=["--load-model=identity"]) as running:
         yield running
 
@@ -219,3 +227,70 @@ def test_a_server_that_breaks_off(
             http.request("GET", "/v2", timeout=0.5)
         assert time.monotonic() - started < 3
     assert isinstance(caught.value, ServerTimeout) == (expected is ServerTimeout)
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Iterator[EmbeddedTriton]:
+    """Run a server that speaks gRPC over TLS alone."""
+    repository = tmp_path_factory.mktemp("encrypted")
+    write_model(repository)
+    arguments = [
+        "--load-model=identity",
+        "--grpc-use-ssl=1",
+        f"--grpc-server-cert={certificate}",
+        f"--grpc-server-key={certificate}",
+    ]
+    with EmbeddedTriton(repository, arguments=arguments) as running:
+        yield running
+
+
+def over_grpcs(server: EmbeddedTriton) -> TritonDeploymentClient:
+    """Return a client that sends its tensors over gRPC and TLS."""
+    host = server.http_url.partition("://")[2]
+    return TritonDeploymentClient(
+        f"triton://{host}?transport=grpc&shared_memory=off&grpc_url=grpcs://{server.grpc_url}"
+    )
+
+
+def test_grpc_over_tls(
+    encrypted: EmbeddedTriton,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Over grpcs://, tensors come back bit by bit, streamed too, and models are loaded that way."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.delenv(OWN, raising=False)
+    client = over_grpcs(encrypted)
+    x = np.random.default_rng(7).random(1 << 18)
+    np.testing.assert_array_equal(client.predict("identity", {"x": x})["outputs"]["y"], x, strict=True)
+    (answer,) = client.predict_stream("identity", {"x": x})
+    np.testing.assert_array_equal(answer["outputs"]["y"], x, strict=True)
+    settings = Settings.parse(client.target_uri, {})
+    control = Control(HttpEndpoint(settings), settings)
+    control.load("identity", config_json=json.dumps(control.config("identity")))
+    assert not caplog.messages
+
+
+def test_a_certificate_that_nobody_trusts_over_grpc(encrypted: EmbeddedTriton) -> None:
+    """The error says that TLS failed, and where trusted certificates are looked for; so for a server without TLS."""
+    with pytest.raises(ServerUnavailable, match=r"TLS failed: .*SSL_CERT_FILE"):
+        over_grpcs(encrypted).predict("identity", {"x": [1.0]})
+
+
+def test_grpcs_to_a_server_without_tls(server: EmbeddedTriton) -> None:
+    """The error says what to write instead."""
+    with pytest.raises(ServerUnavailable, match=r"TLS failed: .*write grpc://"):
+        over_grpcs(server).predict("identity", {"x": [1.0]})
+
+
+def test_trusted_certificates_that_cannot_be_read(
+    encrypted: EmbeddedTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is named, with the reason."""
+    gone = tmp_path / "gone.pem"
+    monkeypatch.setenv("SSL_CERT_FILE", str(gone))
+    monkeypatch.delenv(OWN, raising=False)
+    monkeypatch.setattr("os.path.isfile", lambda _: True)  # root may read any file: it goes in between
+    with pytest.raises(InvalidSetting, match=r"gone\.pem cannot be read: No such file"):
+        over_grpcs(encrypted).predict("identity", {"x": [1.0]})

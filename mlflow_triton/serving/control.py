@@ -327,8 +327,10 @@ class Control:
         from tritonclient.grpc import InferenceServerClient  # noqa: PLC0415 - 0.3 s that predict does not need
         from tritonclient.utils import InferenceServerException  # noqa: PLC0415 - same
 
+        from mlflow_triton.serving.trust import credentials  # noqa: PLC0415 - same
+
         host = setting.value.removeprefix("grpcs://")
-        client = InferenceServerClient(host, ssl=setting.value.startswith("grpcs://"))
+        client = InferenceServerClient(host, creds=None if host == setting.value else credentials())
         try:
             try:
                 client.is_server_live(headers=self._grpc_headers, client_timeout=GRPC_CONNECT_TIMEOUT)

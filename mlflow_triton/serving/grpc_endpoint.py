@@ -25,6 +25,7 @@ from mlflow_triton.errors import (
 from mlflow_triton.serving.http import one_line
 from mlflow_triton.serving.refusal import refused
 from mlflow_triton.serving.request import PLAIN
+from mlflow_triton.serving.trust import credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -189,7 +190,7 @@ class GrpcEndpoint:
                 self._channel = (
                     grpc.insecure_channel(host, OPTIONS)
                     if host == self.url
-                    else grpc.secure_channel(host, grpc.ssl_channel_credentials(), OPTIONS)
+                    else grpc.secure_channel(host, credentials(), OPTIONS)
                 )
             return self._channel, self._proven
 
@@ -208,6 +209,11 @@ class GrpcEndpoint:
         code, reason = error.code(), one_line(error.details() or "")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self._late(method, seconds)
+        if code is grpc.StatusCode.UNAVAILABLE and "handshake failed" in reason:
+            return ServerUnavailable(
+                f"{what} cannot be reached: TLS failed: {reason} SSL_CERT_FILE names the certificates to trust; for a "
+                "server without TLS, write grpc:// in TRITON_GRPC_URL."
+            )
         if code is grpc.StatusCode.UNAVAILABLE and BROKEN.search(reason):
             return ServerUnavailable(
                 f"{what} cannot be reached, or broke off {method}: {reason} Start the server, look at its log, or set "
