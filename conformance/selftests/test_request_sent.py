@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from mlflow.deployments import cli as mlflow_cli
 from mlflow.deployments import get_deploy_client
+from mlflow.deployments import cli as mlflow_cli
 
 from mlflow_triton.embedded import EmbeddedTriton
 from mlflow_triton.errors import (
@@ -23,6 +23,7 @@ from mlflow_triton.errors import (
     ServerTimeout,
     TritonPluginError,
 )
+from mlflow_triton.tensors.decode import TritonPredictions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,6 +158,39 @@ def test_compression(client: Any, compression: str, size: int) -> None:
     np.testing.assert_array_equal(response["outputs"]["y"], x * 2)
     with pytest.raises(InferenceFailed, match="must specify a non-zero or non-empty correlation ID"):
         client.predict("sequence", {"x": x}, compression=compression)
+
+
+def test_an_answer_in_mlflows_formats(client: Any) -> None:
+    """Several outputs, NaN and texts among them, come in a frame, as arrays, and through JSON and back."""
+    x = np.array([[1.5, np.nan, -np.inf, -0.0, 1e-45]], np.float32)
+    response = client.predict("tells", {"x": x})
+    texts = response["outputs"]["seen"]
+    frame = response.get_predictions()
+    assert list(frame.columns) == ["y", "seen"]
+    np.testing.assert_array_equal(np.stack(frame["y"]), x * 2)
+    assert frame["seen"].tolist() == texts[:, 0].tolist()  # a column of one value each has plain values
+    arrays = response.get_predictions("ndarray")
+    np.testing.assert_array_equal(arrays["y"], x * 2, strict=True)
+    assert arrays["seen"].tolist() == texts.tolist()
+    text = response.to_json()
+    assert json.loads(text)["outputs"]["seen"] == texts.tolist()
+    back = TritonPredictions.from_json(text)["outputs"]
+    np.testing.assert_array_equal(np.asarray(back["y"], np.float32), x * 2)
+    assert np.asarray(back["seen"]).tolist() == texts.tolist()
+
+
+def test_a_lossy_cast_is_asked_for(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits are dropped on request of a call, or of the settings for all of them; a call goes before the settings."""
+    wide = {"x": [[2**24 + 1]]}
+    words = r"Nothing was sent to 'tells'\. Input 'x'.* 16777217 .*\[0, 0\].*FP32"
+    with pytest.raises(InvalidInput, match=words):
+        client.predict("tells", wide)
+    assert client.predict("tells", wide, allow_lossy=True)["outputs"]["y"].tolist() == [[2.0**25]]
+    monkeypatch.setenv("TRITON_LOSSY_CASTS", "true")
+    other = get_deploy_client(client.target_uri)
+    assert other.predict("tells", wide)["outputs"]["y"].tolist() == [[2.0**25]]
+    with pytest.raises(InvalidInput, match=words):
+        other.predict("tells", wide, allow_lossy=False)
 
 
 @pytest.mark.parametrize(
