@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from mlflow.deployments import get_deploy_client
 from mlflow.deployments import cli as mlflow_cli
+from mlflow.deployments import get_deploy_client
 
 from mlflow_triton.embedded import EmbeddedTriton
 from mlflow_triton.errors import (
