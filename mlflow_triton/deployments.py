@@ -592,12 +592,14 @@ def _target(
                 "Nothing was sent."
             )
         request = {**request, "version": int(version)}
+    if not request:
+        return name, PLAIN
     known = [field.name for field in fields(RequestOptions)]
     if unknown := [key for key in request if key not in known]:
         raise InvalidParameter(
             f"predict does not know {', '.join(map(repr, unknown))}. Nothing was sent. It knows allow_lossy, {', '.join(known)}."
         )
-    return name, RequestOptions(**request) if request else PLAIN
+    return name, RequestOptions(**request)
 
 
 def _no_endpoint(endpoint: str | None) -> None:

@@ -15,7 +15,7 @@ __all__ = ["Curve", "Plot"]
 WIDTH, HEIGHT = 860, 480
 LEFT, TOP, RIGHT, BOTTOM = 70, 40, 230, 50
 #: Told apart by colour-blind readers, too (Okabe and Ito).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999", "#882255")
 
 
 @dataclass(frozen=True, slots=True)

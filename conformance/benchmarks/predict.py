@@ -9,9 +9,10 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.asking import BATCHED, COPY, FRAME, MODEL, RAW, SHARED_MEMORY, SOCKET, TABLES, WAYS
+from benchmarks.asking import BATCHED, COPY, FRAME, MODEL, RAW, SHARED, SHARED_MEMORY, SOCKET, TABLES, WAYS
 from benchmarks.figures import Quantity, Result, Table, ratio
 from benchmarks.plot import Curve, Plot
+from benchmarks.usage import available
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,12 +46,17 @@ SIZES = {
     1 << 20: (40, 3),
     16 << 20: (15, 1),
     128 << 20: (5, 1),
-    1 << 30: (2, 1),
+    1 << 30: (3, 1),
 }
 QUICK_SIZES = {64: (3, 3), 16 << 20: (1, 1)}
+#: Bytes of the tensor -> how often each way has its turn with several threads, and seconds of a turn.
+SIZES_OF_THREADS = {64: (24, 0.7), 1 << 20: (7, 2.0), 16 << 20: (5, 2.0)}
+QUICK_SIZES_OF_THREADS = {64: (1, 0.2)}
 LARGEST_FRAME = 16 << 20
 #: Below, the memory of a request is lost in that of the process.
 SMALLEST_PEAK = 16 << 20
+#: What the processes of a size take together, in times the tensor, without gRPC and with it. Linux would end a server.
+ROOM, ROOM_FOR_GRPC = 17, 27
 THREADS = 8
 TIMEOUT = 1800.0
 
@@ -58,6 +64,7 @@ TIMEOUT = 1800.0
 NOTES = [
     "The model answers with its input, in Triton's Python backend. Way after way in turns: ratios hold where times do not.",
     f"{SOCKET}: bytes put together before, into memory used before: what the wire itself takes. {COPY}: once, in memory.",
+    f"{SHARED}: copied into a region used before, asked over a bare socket, copied out into memory used before.",
     "CPU: processor time of the client, all of its threads. Memory: at the worst moment of a request, beyond the input,",
     "  in times the tensor; the answer alone is 1, a frame of it 1 more, and memory shared with the server counts in full.",
 ]
@@ -93,7 +100,14 @@ def _server(bench: Bench) -> Iterator[dict[str, str]]:
 
 def _one_thread(bench: Bench, addresses: dict[str, str]) -> tuple[Table, Plot, list[str]]:
     sizes = QUICK_SIZES if bench.quick else SIZES
-    named = {size: [name for name in WAYS if name != FRAME or size <= LARGEST_FRAME] for size in sizes}
+    named, notes = {}, list(NOTES)
+    for size in sizes:
+        rooms = available() / size
+        gone = [name for name in WAYS if rooms < (ROOM_FOR_GRPC if "grpc" in name.lower() else ROOM)]
+        named[size] = [name for name in WAYS if name not in gone and (name != FRAME or size <= LARGEST_FRAME)]
+        if gone:
+            notes.append(f"{Quantity((size,), 'B')}: the machine has not the memory for {', '.join(gone)}.")
+    sizes = {size: taken for size, taken in sizes.items() if RAW in named[size]}
     found = _measured(
         "one thread",
         addresses,
@@ -130,17 +144,18 @@ def _one_thread(bench: Bench, addresses: dict[str, str]) -> tuple[Table, Plot, l
         [Curve(name, points) for name, points in curves.items()],
     )
     problems = [problem for _, wrong in found for problem in wrong]
-    return Table("Predictions, one thread", rows, NOTES), plot, problems
+    return Table("Predictions, one thread", rows, notes), plot, problems
 
 
 def _threads(bench: Bench, addresses: dict[str, str]) -> Table:
     names = [name for name in WAYS if name not in (FRAME, COPY)]
-    turns, window, sizes = (1, 0.2, [64]) if bench.quick else (7, 2.0, [64, 1 << 20, 16 << 20])
-    more = {"names": names, "turns": turns, "window": window, "count": THREADS}
+    sizes = QUICK_SIZES_OF_THREADS if bench.quick else SIZES_OF_THREADS
+    more = {"names": names, "count": THREADS}
+    asked = [
+        {**more, "size": size, "turns": turns, "window": window} for size, (turns, window) in sizes.items()
+    ]
     rows: list[dict[str, str | int | Quantity]] = []
-    for size, found in zip(
-        sizes, _measured("threads", addresses, [{**more, "size": size} for size in sizes]), strict=True
-    ):
+    for size, found in zip(sizes, _measured("threads", addresses, asked), strict=True):
         rates = {name: Quantity(tuple(found[name]), "/s") for name in names}
         rows += [
             {
@@ -158,18 +173,19 @@ def _tables(bench: Bench, addresses: dict[str, str]) -> Table:
     rows, turns = (2_000, 1) if bench.quick else (1_000_000, 3)
     (found,) = _measured("table", addresses, [{"size": 64, "rows": rows, "batch": BATCH, "turns": turns}])
     rates = {name: Quantity(tuple(found[name]["rows"]), "/s") for name in TABLES}
-    by_batch = rates["predict, batch by batch"]
+    by_row, by_batch = rates["predict, row by row"], rates["predict, batch by batch"]
     shown: list[dict[str, str | int | Quantity]] = [
         {
             "way": name,
             "rows": rates[name],
+            "to row by row": _median(ratio(rates[name], by_row)),
             "to batch by batch": _median(ratio(rates[name], by_batch)),
             "memory": Quantity((max(found[name]["memory"]),), "B"),
         }
         for name in TABLES
     ]
     notes = [
-        f"The model takes {BATCH} rows at once; predict sends a longer table in parts, one after the other. Row by row: a part of it.",
+        f"The model takes {BATCH} rows at once. Row by row: a part of the table. Whole: predict itself sends it in parts.",
         "memory: of the client, at the worst moment, beyond the table.",
     ]
     return Table(f"A DataFrame of {rows:,} rows of 16 numbers", shown, notes)

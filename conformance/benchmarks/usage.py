@@ -117,6 +117,13 @@ def memory(key: str) -> int:
     return int(found[1]) << 10
 
 
+def available() -> int:
+    """Return bytes that the machine has left for processes."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
+
+
 def reset_peak() -> None:
     """Let the highest memory begin anew."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlflow_triton.tensors import memory
-from mlflow_triton.tensors.memory import BLOCK, KEPT, LARGEST_KEPT, empty
+from mlflow_triton.tensors.memory import KEPT, LARGEST_KEPT, MOST_KEPT, SMALLEST, STEP, empty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ def address(array: np.ndarray[Any, Any]) -> int:
 
 @pytest.mark.parametrize("dtype", ["?", "<f2", "<i8", "<f4"])
 @pytest.mark.parametrize(
-    "shape", [(), (0,), (3, 0, 5), (7, 5), (BLOCK // 8,), (BLOCK // 8 + 1, 1), (2, 3, BLOCK // 8)]
+    "shape", [(), (0,), (3, 0, 5), (7, 5), (SMALLEST // 8,), (SMALLEST + 1, 1), (2, 3, STEP // 8)]
 )
 def test_an_array_is_like_any_other(shape: tuple[int, ...], dtype: str) -> None:
     """An array of any size and type is contiguous and writable, and can be pickled."""
@@ -45,23 +45,24 @@ def test_an_array_is_like_any_other(shape: tuple[int, ...], dtype: str) -> None:
 
 def test_memory_is_used_again_when_nobody_sees_it() -> None:
     """Memory is given to another array only when the last view of the former one is gone."""
-    first = empty((BLOCK,), UINT8)
+    first = empty((SMALLEST + 5,), UINT8)
     first[:] = 1
     place, view = address(first), first[5:9].reshape(2, 2)
     del first
-    second = empty((BLOCK,), UINT8)
+    second = empty((2 * SMALLEST,), UINT8)
     second[:] = 2
     assert address(second) != place
     assert view.tolist() == [[1, 1], [1, 1]]
     del view
-    assert address(empty((BLOCK // 8,), np.dtype("<f8"))) == place
+    assert address(empty((SMALLEST // 8 + 1,), np.dtype("<f8"))) == place
 
 
-def test_memory_that_is_kept_has_a_limit() -> None:
+@pytest.mark.parametrize(("size", "kept"), [(SMALLEST, MOST_KEPT), (LARGEST_KEPT, KEPT // LARGEST_KEPT)])
+def test_memory_that_is_kept_has_a_limit(size: int, kept: int) -> None:
     """No more than a few blocks are kept, and none that is very large."""
-    arrays = [empty((BLOCK,), UINT8) for _ in range(KEPT + 2)]
+    arrays = [empty((size,), UINT8) for _ in range(kept + 2)]
     del arrays
-    assert len(memory._idle) == KEPT
+    assert len(memory._idle) == kept
     memory._idle.clear()
     del (array := [empty((LARGEST_KEPT + 1,), UINT8)])[0]
     assert not array
@@ -81,7 +82,7 @@ def test_threads() -> None:
     def work(number: int) -> bool:
         fine = True
         for turn in range(20):
-            array = empty((BLOCK,), UINT8)[::4096]
+            array = empty((SMALLEST,), UINT8)[::4096]
             array[:] = number + turn
             fine = fine and bool((array == number + turn).all())
         return fine
@@ -92,7 +93,7 @@ def test_threads() -> None:
 
 def test_a_fork() -> None:
     """What a forked process writes into an array stays its own."""
-    array = empty((BLOCK,), UINT8)
+    array = empty((SMALLEST,), UINT8)
     array[:] = 1
     child = os.fork()
     if child == 0:

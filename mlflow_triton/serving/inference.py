@@ -223,9 +223,8 @@ class Inference:
         outputs = None if region is None else self._shared(name, inputs, options, region, slots)
         if outputs is None:
             outputs = self._send(name, inputs, options)
-        sizes = {
-            t: 0 if a.dtype == np.object_ or a.nbytes < LARGE_OUTPUT else a.nbytes for t, a in outputs.items()
-        }
+        least = LARGE_OUTPUT if options.outputs is None else LARGE
+        sizes = {t: 0 if a.dtype == np.object_ or a.nbytes < least else a.nbytes for t, a in outputs.items()}
         if any(sizes.values()):
             self._answers[key] = _LastAnswer(shapes, sizes)
         elif last is not None:

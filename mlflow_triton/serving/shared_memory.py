@@ -33,13 +33,13 @@ __all__ = ["LARGE", "LARGE_OUTPUT", "Region", "Regions", "aligned"]
 
 log = logging.getLogger(__name__)
 
-#: Bytes of a tensor from which shared memory is quicker than HTTP. For an output, the model's metadata
-#: have to be asked for as well.
+#: Bytes of a tensor from which shared memory is quicker than HTTP. For an output, unless it was selected, the model's
+#: metadata have to be asked for as well.
 LARGE = 256 * 1024
-LARGE_OUTPUT = 512 * 1024
+LARGE_OUTPUT = 4 << 20
 DIRECTORY = Path("/dev/shm")  # noqa: S108 - where shm_open, and so Triton, looks; names are unguessable
 PREFIX = "mlflow_triton_tensors_"
-#: Bytes that one client keeps registered and unused.
+#: Bytes that one client keeps registered and unused; the region that was used last is kept, however large it is.
 KEPT = 1 << 30
 #: Seconds after which what a process has left is collected: Triton may still be at work with it.
 LEFTOVER_AGE = 600.0
@@ -142,7 +142,7 @@ class Regions:
         with self._lock:
             self._idle.append(region)
             dropped = []
-            while sum(one.size for one in self._idle) > KEPT:
+            while len(self._idle) > 1 and sum(one.size for one in self._idle) > KEPT:
                 dropped.append(self._idle[0])
                 self._forget(dropped[-1:])
         for one in dropped:

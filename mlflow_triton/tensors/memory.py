@@ -1,7 +1,7 @@
 """Memory for large arrays, used again when they are gone.
 
 Of memory that is new to the process, the kernel clears each page when it is first touched, which takes longer
-than to fill it. The C library keeps smaller pieces (up to 32 MiB) by itself.
+than to fill it. The C library keeps pieces of up to 32 MiB, too, but not while others of their size come and go.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import numpy as np
 
 __all__ = ["empty"]
 
-#: Bytes. Smaller arrays are NumPy's own; larger ones take a multiple of it.
-BLOCK = 32 << 20
-#: Blocks that are kept, and bytes of the largest one. They are the kernel's, should it need memory (MADV_FREE).
-KEPT = 4
+#: Bytes. Smaller arrays are NumPy's own.
+SMALLEST = 4 << 20
+#: Bytes, of which large blocks are multiples; smaller ones are powers of two. Arrays of about the same size use the same.
+STEP = 32 << 20
+#: Blocks that are kept, their bytes, and those of the largest one. They are the kernel's, should it need memory (MADV_FREE).
+MOST_KEPT = 32
+KEPT = 1 << 30
 LARGEST_KEPT = 256 << 20
 
-_idle: deque[mmap.mmap] = deque(maxlen=KEPT)
+_idle: deque[mmap.mmap] = deque(maxlen=MOST_KEPT)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
@@ -34,9 +37,9 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         MemoryError: There is not enough.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < BLOCK:
+    if size < SMALLEST:
         return np.empty(shape, dtype)
-    block = _block(-(-size // BLOCK) * BLOCK)
+    block = _block(-(-size // STEP) * STEP if size > STEP else 1 << (size - 1).bit_length())
     # It lives as long as any view of the array.
     owner = (ctypes.c_ubyte * len(block)).from_buffer(block)
     weakref.finalize(owner, _keep, block).atexit = False
@@ -64,3 +67,6 @@ def _keep(block: mmap.mmap) -> None:
         with contextlib.suppress(OSError):  # an older kernel
             block.madvise(mmap.MADV_FREE)
         _idle.append(block)
+        while sum(map(len, tuple(_idle))) > KEPT:
+            with contextlib.suppress(IndexError):  # as above
+                _idle.popleft()
