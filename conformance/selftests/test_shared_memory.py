@@ -133,17 +133,17 @@ def test_an_output_larger_than_before(server: EmbeddedTriton) -> None:
 def test_outputs_that_are_selected(server: EmbeddedTriton, transport: str) -> None:
     """A selected output goes through shared memory as well, and comes alone; of another selection, whole and in order."""
     client = TritonDeploymentClient(f"{target(server)}?transport={transport}&grpc_url={server.grpc_url}")
-    x, before = np.arange(LARGE_OUTPUT / 64), registered(server)
+    x, before = np.arange(LARGE / 128), registered(server)
     for _ in range(2):  # the size of an output is known from the second one on
         assert registered(server) == before
-        outputs = client.predict("tile", {"x": x, "times": [16]}, outputs=["y"])["outputs"]
-        np.testing.assert_array_equal(outputs["y"], np.tile(x, 16), strict=True)
+        outputs = client.predict("tile", {"x": x, "times": [64]}, outputs=["y"])["outputs"]
+        np.testing.assert_array_equal(outputs["y"], np.tile(x, 64), strict=True)
         assert list(outputs) == ["y"]
     regions = registered(server)
     assert regions > before
     for _ in range(2):
-        outputs = client.predict("tile", {"x": x, "times": [16]}, outputs=["text", "y"])["outputs"]
-        np.testing.assert_array_equal(outputs["y"], np.tile(x, 16), strict=True)
+        outputs = client.predict("tile", {"x": x, "times": [64]}, outputs=["text", "y"])["outputs"]
+        np.testing.assert_array_equal(outputs["y"], np.tile(x, 64), strict=True)
         assert outputs["text"].tolist() == [str(x.size)]
     assert registered(server) == regions
 
