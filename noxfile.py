@@ -131,6 +131,13 @@ def benchmark(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Try the suite on subjects with one defect each: ``-- [words] [--table FILE]``; it fails if one survives."""
+    session.install("-e", ".[conformance]", *group("test"))
+    session.run("python", "-m", "mutants", *session.posargs)
+
+
+@nox.session
 def images(session: nox.Session) -> None:
     """Build the container images, or those named: ``-- triton mlflow``; ``-- --help`` lists them."""
     session.install("-e", ".")

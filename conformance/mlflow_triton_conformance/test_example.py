@@ -114,6 +114,7 @@ def test_cli(cli_name: str, published: tuple[str, Callable[[], str]], tmp_path: 
     assert json.loads(result.stdout) == example.EXPECTED_OUTPUT
     result = deployments("update", *to, "--flavor", flavor, "--name", cli_name, "-m", second)
     assert result.stdout.strip() == f"Deployment {cli_name} is updated (with flavor {flavor})", result.output
+    assert f"mlflow_model_uri: {second}" in deployments("get", *to, "--name", cli_name).stdout.splitlines()
     result = deployments("delete", *to, "--name", cli_name)
     assert result.stdout.strip() == f"Deployment {cli_name} is deleted", result.output
     assert f"'{cli_name}'" not in deployments("list", *to).stdout

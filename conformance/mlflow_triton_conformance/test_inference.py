@@ -249,12 +249,14 @@ def test_decoupled(grpc: Any, zoo: dict[str, str]) -> None:
     """A model answers one request of a stream three times, in its order, and another one not at all."""
     answers: queue.Queue[Any] = queue.Queue()
     grpc.start_stream(lambda result, error: answers.put(error or result))
-    for count in (3, 0):
-        given = InferInput("x", [1], "INT32")
-        given.set_data_from_numpy(np.array([count], np.int32))
-        grpc.async_stream_infer(zoo["many"], [given], enable_empty_final_response=True)
-    found = [answers.get(timeout=30) for _ in range(5)]
-    grpc.stop_stream()
+    try:
+        for count in (3, 0):
+            given = InferInput("x", [1], "INT32")
+            given.set_data_from_numpy(np.array([count], np.int32))
+            grpc.async_stream_infer(zoo["many"], [given], enable_empty_final_response=True)
+        found = [answers.get(timeout=10) for _ in range(5)]
+    finally:
+        grpc.stop_stream()
     numbers = [it.as_numpy("y") for it in found]
     assert [None if it is None else it.tolist() for it in numbers].count(None) == 2  # the two ends
     assert [it.tolist() for it in numbers if it is not None] == [[0], [1], [2]]
