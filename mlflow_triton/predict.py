@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton.serving.control import Control
     from mlflow_triton.serving.http import HttpEndpoint
-    from mlflow_triton.serving.inference import ModelMetadata
+    from mlflow_triton.serving.inference import ModelMetadata, TensorMetadata
     from mlflow_triton.serving.request import RequestOptions
 
     Tensors = dict[str, tuple[str, np.ndarray[Any, Any]]]
@@ -171,12 +171,14 @@ def encode(
             inputs, declared, lambda: _signature(server.config(name, options.version, fresh=True))
         )
         if missing := [tensor for tensor in declared if tensor not in named.by_input]:
-            _require_optional(server.config(name, options.version), missing)
+            _require_optional(server.config(name, options.version), missing, declared)
         tensors = {}
         for tensor, value in named.by_input.items():
             array = fit_shape(to_array(value, tensor), declared[tensor].shape, tensor)
             datatype = declared[tensor].datatype
             tensors[tensor] = (datatype, cast(array, datatype, tensor, lossy=lossy))
+        if len({array.shape[:1] for _, array in tensors.values()}) > 1:
+            _require_one_batch(server.config(name, options.version), tensors)
     except InvalidInput as error:
         raise InvalidInput(f"Nothing was sent to {name!r}. {error.message}") from None
     if options.outputs is not None:
@@ -240,10 +242,22 @@ def _signature(config: Mapping[str, Any]) -> list[str]:
     return names if isinstance(names, list) else []
 
 
-def _require_optional(config: Mapping[str, Any], missing: list[str]) -> None:
+def _require_optional(
+    config: Mapping[str, Any], missing: list[str], declared: Mapping[str, TensorMetadata]
+) -> None:
     optional = {entry["name"] for entry in config.get("input", []) if entry.get("optional")}
-    if required := [repr(tensor) for tensor in missing if tensor not in optional]:
-        raise InvalidInput(f"Missing: {', '.join(required)}.")
+    if required := [declared[tensor] for tensor in missing if tensor not in optional]:
+        wanted = [f"{tensor.name!r} ({tensor.datatype}, {list(tensor.shape)})" for tensor in required]
+        raise InvalidInput(f"Missing: {', '.join(wanted)}.")
+
+
+def _require_one_batch(config: Mapping[str, Any], tensors: Tensors) -> None:
+    if config.get("max_batch_size", 0):
+        shapes = [f"{tensor!r} {list(array.shape)}" for tensor, (_, array) in tensors.items()]
+        raise InvalidInput(
+            f"The inputs have different numbers of items: {', '.join(shapes)}. The first size is that of the batch, "
+            "which all of them have in common."
+        )
 
 
 def example_input(http: HttpEndpoint, name: str) -> dict[str, dict[str, Any]]:

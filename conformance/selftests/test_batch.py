@@ -231,6 +231,24 @@ def test_the_parts_of_a_long_table(
         client.predict("double", table.assign(x=list(x)), timeout=timeout)
 
 
+def test_inputs_of_different_batches(client: Any) -> None:
+    """They are refused before they are sent, with the shapes; a model without batches may take them."""
+    inputs = {"x": [[1, 2], [3, 4]], "pause": [[0.0]]}
+    with pytest.raises(
+        InvalidInput, match=r"Nothing was sent to 'double'\..*'x' \[2, 2\], 'pause' \[1, 1\].*in common"
+    ):
+        client.predict("double", inputs)
+    assert client.predict("single", {"x": [1, 2, 3], "pause": [0.0]})["outputs"]["y"].tolist() == [2, 4, 6]
+
+
+def test_a_missing_input(client: Any) -> None:
+    """It is named, with what the model wants of it."""
+    with pytest.raises(
+        InvalidInput, match=r"Nothing was sent to 'double'\. Missing: 'x' \(INT32, \[-1, 2\]\)\."
+    ):
+        client.predict("double", {"pause": [[0.0]]})
+
+
 def test_a_table_with_bad_rows(client: Any) -> None:
     """Rows that do not fit, or that the model fails for, spoil their slice alone, and the error tells which rows."""
     rows = 3 * LIMIT

@@ -289,7 +289,10 @@ TWO = {"x": Spec("FP32", (-1, 1)), "y": Spec("INT64", (-1, 1))}
             r"shape is \[2\], but has 1",
         ),
         ({"inputs": [{"name": "x", "shape": [-1], "datatype": "FP32", "data": [1]}]}, "not a list of sizes"),
-        ({"inputs": [{"name": "x", "shape": [1], "datatype": "FP31", "data": [1]}]}, "FP31"),
+        (
+            {"inputs": [{"name": "x", "shape": [1], "datatype": "FP31", "data": [1]}]},
+            "'x' has the datatype 'FP31'.*wants FP32",
+        ),
         ({"inputs": [{"name": "x", "shape": [1, 1], "datatype": "UINT8", "data": [300]}]}, "300 .* UINT8"),
         ({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}] * 2}, "twice: 'x'"),
         ({"x": [[1]], 1: 2}, "no input '1'"),

@@ -132,7 +132,13 @@ def _from_nested(value: list[Any] | tuple[Any, ...], name: str) -> Array:
     while kinds and all(issubclass(kind, (list, tuple)) for kind in kinds):
         sizes = set(map(len, level))
         if len(sizes) > 1:
-            raise InvalidInput(f"Input {name!r} is ragged: its nested lists have different lengths.")
+            lengths = [len(item) for item in level]
+            other = next(place for place, length in enumerate(lengths) if length != lengths[0])
+            first, place = ([int(at) for at in np.unravel_index(one, shape)] for one in (0, other))
+            raise InvalidInput(
+                f"Input {name!r} is ragged: its nested lists have different lengths, {lengths[0]} at {first} and "
+                f"{lengths[other]} at {place}."
+            )
         shape += sizes
         level = list(chain.from_iterable(level))
         kinds = set(map(type, level))

@@ -239,8 +239,11 @@ def _unfit(array: Array, index: tuple[Any, ...], datatype: str, name: str) -> In
         if misfits is None
         else ""
     )
+    dtype = numpy_dtype(datatype)
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    held = "" if limits is None else f"{datatype} holds {limits.min} to {limits.max}. "
     return InvalidInput(
-        f"Input {name!r}: the value {text} at [{place}] cannot become {datatype} without changing. "
+        f"Input {name!r}: the value {text} at [{place}] cannot become {datatype} without changing. {held}"
         f"Convert it first, in the way that you mean.{allow}"
     )
 

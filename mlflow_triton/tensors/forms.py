@@ -13,7 +13,8 @@ from mlflow_triton.errors import InvalidInput
 from mlflow_triton.tensors import frames
 from mlflow_triton.tensors.arrays import to_array
 from mlflow_triton.tensors.casting import cast
-from mlflow_triton.tensors.declared import listed, require_known
+from mlflow_triton.tensors.datatypes import DATATYPES
+from mlflow_triton.tensors.declared import listed, require_known, shown
 
 if TYPE_CHECKING:
     from mlflow_triton.tensors.declared import Declared
@@ -81,8 +82,29 @@ def name_values(
     if isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(item, Mapping) for item in inputs):
         if all(set(item) >= REQUEST_TENSOR for item in inputs) and not set(declared) >= REQUEST_TENSOR:
             return _from_request(inputs, declared)
+        _require_whole(inputs, declared, signature)
         return Named(_from_records(inputs, declared, signature), rows=True)
     return _unnamed(inputs, declared)
+
+
+def _require_whole(
+    records: Sequence[Mapping[Any, Any]],
+    declared: Mapping[str, Declared],
+    signature: Callable[[], Sequence[str]],
+) -> None:
+    """Refuse a request of the Open Inference Protocol that lacks something, before it is taken for records."""
+    for number, record in enumerate(records):
+        lacking = sorted(REQUEST_TENSOR - record.keys())
+        if (
+            lacking
+            and record.keys() >= {"name", "datatype"}
+            and "datatype" not in declared
+            and "datatype" not in signature()
+        ):
+            raise InvalidInput(
+                f"Tensor {number} of the request, {shown(record['name'])}, lacks {listed(lacking)}: a tensor has name, "
+                "shape, datatype and data."
+            )
 
 
 def _unnamed(inputs: Any, declared: Mapping[str, Declared]) -> Named:
@@ -236,6 +258,11 @@ def _from_request(tensors: Sequence[Mapping[str, Any]], declared: Mapping[str, D
             raise InvalidInput(f"Input {name!r} has the shape {shape!r}, which is not a list of sizes.")
         if not isinstance(datatype, str):
             raise InvalidInput(f"Input {name!r} has the datatype {datatype!r}, which is no name of one.")
+        if datatype not in (*DATATYPES, "BF16"):
+            raise InvalidInput(
+                f"Input {name!r} has the datatype {datatype!r}, which is none of Triton's; the model wants "
+                f"{declared[name].datatype}."
+            )
         array = to_array(tensor["data"], name)
         if array.size != np.prod(shape, dtype=object):
             raise InvalidInput(

@@ -95,7 +95,16 @@ def values(
             frame = _ordered(frame, columns, signature())
         if (array := _table(frame, name, tensor)) is not None:
             return {name: array}, True
-    raise InvalidInput(
+    raise _unnamed(columns, declared)
+
+
+def _unnamed(columns: list[str], declared: Mapping[str, Declared]) -> InvalidInput:
+    if columns == ["inputs"] and len(declared) > 1:
+        return InvalidInput(
+            f"The inputs have no names, but the model has {len(declared)} inputs ({listed(declared)}): write "
+            '{"inputs": {NAME: …, …}}.'
+        )
+    return InvalidInput(
         f"The DataFrame has the columns {listed(columns)}, but the model wants {listed(declared)}: "
         "name a column after each tensor."
     )
