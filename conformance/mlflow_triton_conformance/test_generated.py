@@ -16,7 +16,7 @@ from pytest_mlflow_triton.assertions import assert_tensors_equal
 if TYPE_CHECKING:
     from mlflow_triton_conformance.protocol import Protocol
 
-EXAMPLES = {"quick": 2, "default": 4, "soak": 500}
+EXAMPLES = {"quick": 2, "default": 3, "soak": 500}
 
 
 @pytest.mark.slow

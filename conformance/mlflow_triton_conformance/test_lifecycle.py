@@ -79,11 +79,16 @@ def test_changed_by_hand(
     assert after != before
 
 
-#: Operations of one deployment: the value to deploy, where 0 cannot be loaded.
+#: Operations: of which of two deployments, one's name the beginning of the other's, and the value to deploy, where 0 cannot
+#: be loaded.
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["create", "update"]), st.sampled_from([0.0, 1.0, 2.0])),
-        st.just(("delete", 0.0)),
+        st.tuples(
+            st.sampled_from(["", "2"]),
+            st.sampled_from(["create", "update"]),
+            st.sampled_from([0.0, 1.0, 2.0]),
+        ),
+        st.tuples(st.sampled_from(["", "2"]), st.just("delete"), st.just(0.0)),
     ),
     min_size=3,
     max_size=6,
@@ -116,10 +121,13 @@ def test_any_sequence(
     @seed(pytestconfig.stash[plugin.SEED])
     @settings(max_examples=EXAMPLES[options.profile(pytestconfig)])
     @given(steps=STEPS)
-    def run(steps: list[tuple[str, float]]) -> None:
-        name, value = f"{deployment_name}-{next(number)}", None
+    def run(steps: list[tuple[str, str, float]]) -> None:
+        first = f"{deployment_name}-{next(number)}"
+        values: dict[str, float | None] = {first: None, f"{first}2": None}
         try:
-            for verb, new in steps:
+            for suffix, verb, new in steps:
+                name = f"{first}{suffix}"
+                value = values[name]
                 fits = verb == "delete" or (new != 0 and (value is None) == (verb == "create"))
                 try:
                     if verb == "delete":
@@ -127,11 +135,13 @@ def test_any_sequence(
                     else:
                         getattr(client, f"{verb}_deployment")(name, saved(new), flavor="onnx")
                     assert fits, f"{verb} of {new} on {value} was no error"
-                    value = None if verb == "delete" else new
+                    values[name] = None if verb == "delete" else new
                 except mlflow.exceptions.MlflowException:
                     assert not fits
-                check(name, value)
+                for one, wanted in values.items():
+                    check(one, wanted)
         finally:
-            protocol.remove(name)
+            for name in values:
+                protocol.remove(name)
 
     run()
