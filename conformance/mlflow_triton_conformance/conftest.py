@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import urllib.error
 import urllib.request
 import uuid
 from contextlib import suppress
@@ -24,19 +25,24 @@ from mlflow_triton_conformance.zoo import serving
 from pytest_mlflow_triton import logs
 from pytest_mlflow_triton.fixtures.deployments import unique_name
 from pytest_mlflow_triton.options import resolved
+from pytest_mlflow_triton.servers import shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from mlflow_triton_conformance.capabilities import Capabilities
     from mlflow_triton_conformance.report import CapabilityFound
     from pytest_mlflow_triton.fixtures.servers import Isolation
-    from pytest_mlflow_triton.handles import MlflowServer, PublishOnnx, TritonServer
+    from pytest_mlflow_triton.handles import MlflowServer, PublishOnnx, Server, TritonServer
 
 OURS = re.compile(r"-[0-9a-f]{8}(-|\d?$)")
 """What is in every name that the suite makes."""
+FAILED = pytest.StashKey[bool]()
+"""Whether the last phase of a test failed."""
+CONNECTIONS = 16
+"""Twice the threads that serve Triton's HTTP."""
 EXAMPLES = {"quick": 10, "default": 50, "soak": 2000}
 
 
@@ -60,14 +66,28 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(f"conformance-{options.profile(config)}")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note that a test failed."""
+    report = yield
+    item.stash[FAILED] = report.failed
+    return report
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Say during which test a server ended, and let the tests that follow have another one.
+    """Say during which test a server ended, or began to hang, and let the tests that follow have another one.
 
     Everything that is set up depends on a server, so all of it is torn down; the next test sets up what it needs.
     """
     running = item.config.stash[logs.KEY].servers
     ended = [name for name, server in running.items() if not logs.answers(server)]
+    said = "ended during"
+    if not ended and item.stash.get(FAILED, False):
+        ended = [name for name, server in running.items() if _hangs(server)]
+        said = "hangs since"
+        for name in ended:
+            shared.end(running[name])
     if not ended:
         return
     for name in ended:
@@ -75,9 +95,28 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     with suppress(Exception, pytest.fail.Exception):  # what cannot be tidied up without a server
         item.session._setupstate.teardown_exact(None)  # noqa: SLF001 - pytest has no other way to end a fixture early
     pytest.fail(
-        f"The {' and the '.join(ended)} ended during this test. The tests that follow have another one.",
+        f"The {' and the '.join(ended)} {said} this test. The tests that follow have another one.",
         pytrace=False,
     )
+
+
+def _hangs(server: Server) -> bool:
+    """Tell whether a server that was started here leaves a connection without an answer.
+
+    Each connection is one of a few threads', and a load that does not come back has its thread for ever.
+    """
+    url = f"{server.url}/v2/health/live"
+    return server.launcher != "attached" and not all(_is_answered(url) for _ in range(CONNECTIONS))
+
+
+def _is_answered(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except urllib.error.HTTPError:  # as MLflow answers it
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
