@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow_triton_conformance
+from mlflow_triton.embedded.wheels import SERVERS
 from mlflow_triton_conformance.catalogue import CATALOGUE, CHAPTERS
+from mlflow_triton_conformance.expectations import Expectations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,3 +67,11 @@ def test_requirements_are_well_formed() -> None:
     ] == []
     assert {it.chapter for it in CATALOGUE.values()} == {chapter.id for chapter in CHAPTERS}
     assert {it.level for it in CATALOGUE.values()} == {"MUST", "SHOULD"}
+
+
+def test_what_older_tritons_are_known_to_fail() -> None:
+    """Each file of expectations is of an embedded Triton that there is, and names requirements that there are."""
+    files = sorted((Path(__file__).parents[1] / "known").iterdir())
+    assert {file.stem.removeprefix("triton-") for file in files} <= SERVERS.keys()
+    for file in files:
+        assert Expectations.read(file).failures.keys() <= CATALOGUE.keys()
