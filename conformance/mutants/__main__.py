@@ -7,8 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from mlflow_triton_conformance.catalogue import CATALOGUE
-from mutants.registry import MUTANTS, WITHOUT
+from mutants.registry import MUTANTS, untested
 from mutants.runner import run
 from mutants.table import table
 
@@ -45,11 +44,9 @@ def main() -> int:
     print(f"{len(chosen)} mutants, {len(survivors)} survived, {time.monotonic() - started:.0f} s")
     for name in found.spoiled:
         print(f"fails without any mutant: {name}")
-    missing = []
-    if not arguments.words:
-        have = {name for it in MUTANTS for name in it.breaks} | WITHOUT.keys()
-        missing = [it.id for it in CATALOGUE.values() if it.level == "MUST" and it.id not in have]
-        print(*(f"has no mutant: {name}" for name in missing), sep="\n")
+    missing = [] if arguments.words else untested()
+    for name in missing:
+        print(f"has no mutant: {name}")
     if arguments.table:
         arguments.table.write_text(table(found.found), "utf-8")
     return int(bool(survivors or found.spoiled or missing))

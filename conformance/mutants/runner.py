@@ -34,6 +34,7 @@ ARGUMENTS = (
     "-p",
     "no:xdist",
     "-q",
+    "--tb=native",  # parses no source for a traceback that nobody sees
     "-W",
     "ignore::pytest.PytestAssertRewriteWarning",  # the catalogue is read before pytest starts
 )
@@ -100,23 +101,22 @@ class Runner:
             for mutant in self._mutants:
                 started = time.monotonic()
                 by: dict[str, str] = {}
-                failed: dict[pytest.Item, bool] = {}
+                failed: dict[pytest.Item, str] = {}
                 for name in mutant.breaks:
                     for item in tests[name]:
                         if item not in failed:
-                            failed[item] = self._fails(session, item, mutant)
+                            failed[item] = self._failure(session, item, mutant)
                         if failed[item]:
                             by[name] = test_id(item.nodeid, item.path)
                             catching[by[name]] = item
                             break
                 self.found.append(Caught(mutant, by, time.monotonic() - started))
-                survived = [name for name in mutant.breaks if name not in by]
-                print(
-                    f"{'SURVIVED ' + ' '.join(survived) if survived else 'caught':9} {mutant.defect} ({self.found[-1].seconds:.1f} s)",
-                    flush=True,
-                )
+                survived = " ".join(name for name in mutant.breaks if name not in by)
+                print(f"{f'SURVIVED {survived}' if survived else 'caught'}: {mutant.defect}", flush=True)
+                for why in dict.fromkeys(filter(None, failed.values())):
+                    print(f"    {why}", flush=True)
             # What has caught a mutant must pass without one.
-            self.spoiled += [name for name, item in catching.items() if self._fails(session, item, None)]
+            self.spoiled += [name for name, item in catching.items() if self._failure(session, item, None)]
         finally:
             protocol.TIMEOUT = patience
         return True
@@ -130,11 +130,11 @@ class Runner:
     def _warm(self, tests: dict[str, list[pytest.Item]]) -> None:
         """Start what all tests share on a server without defect."""
         (item,) = tests["OIP-HEALTH-002"]
-        if self._fails(item.session, item, None):
-            pytest.exit(f"{item.nodeid} fails without any mutant", pytest.ExitCode.INTERNAL_ERROR)
+        if failure := self._failure(item.session, item, None):
+            pytest.exit(f"{item.nodeid} fails without any mutant: {failure}", pytest.ExitCode.INTERNAL_ERROR)
 
-    def _fails(self, session: pytest.Session, item: pytest.Item, mutant: Mutant | None) -> bool:
-        """Run a test against a mutant."""
+    def _failure(self, session: pytest.Session, item: pytest.Item, mutant: Mutant | None) -> str:
+        """Run a test against a mutant; return in a line how it fails, empty if it does not."""
         with ExitStack() as self._played:
             if mutant is not None:
                 if mutant.http or mutant.rpc:
@@ -152,9 +152,10 @@ class Runner:
             print(f"the proxy itself failed: {broken!r}", flush=True)
             self.spoiled.append(item.nodeid)
             broken.clear()
-        if mutant is None and failed:
-            print(failed[0].longreprtext[-3000:], flush=True)
-        return bool(failed)
+        if not failed:
+            return ""
+        crash = getattr(failed[0].longrepr, "reprcrash", None)
+        return str(crash.message if crash is not None else failed[0].longreprtext).partition("\n")[0][:160]
 
 
 def run(mutants: Sequence[Mutant], *arguments: str) -> Runner:
@@ -166,5 +167,6 @@ def run(mutants: Sequence[Mutant], *arguments: str) -> Runner:
     """
     runner = Runner(mutants)
     code = pytest.main([*ARGUMENTS, *arguments], plugins=[runner])
-    assert code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), code
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise SystemExit(f"pytest ended with {code!r}: no mutant counts.")
     return runner

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow_triton_conformance.catalogue import CATALOGUE, CHAPTERS
-from mutants.registry import WITHOUT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +51,6 @@ def table(found: Sequence[Caught]) -> str:
                 f"| {requirement.id} | {it.mutant.defect} | {_cell(it.by.get(requirement.id, ''))} |"
                 for requirement, it in rows
             ]
-    if WITHOUT:
-        lines += ["", "## Without a mutant", "", *(f"- {name}: {reason}" for name, reason in WITHOUT.items())]
     return "\n".join(lines) + "\n"
 
 
