@@ -57,6 +57,19 @@ def run(script: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.parametrize("given", [None, "0"])
+def test_grpc_is_asked_for_its_support_of_forks(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before gRPC is imported, which reads that once, and unless the environment says otherwise."""
+    monkeypatch.delenv("GRPC_ENABLE_FORK_SUPPORT", raising=False)
+    if given:
+        monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", given)
+    code = (
+        "import mlflow_triton, os, sys; print(os.environ['GRPC_ENABLE_FORK_SUPPORT'], 'grpc' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [given or "1", "False"]
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_what_is_public(name: str) -> None:
     """The public names of each public module are these, no more and no fewer."""
