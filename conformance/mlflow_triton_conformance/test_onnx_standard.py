@@ -7,6 +7,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import mlflow
@@ -19,7 +20,7 @@ from mlflow_triton_conformance import onnx_standard, options
 from pytest_mlflow_triton.fixtures.deployments import mlflow_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -50,13 +51,15 @@ class Line:
     """Proves tests ahead of pytest, several at once, in pytest's order.
 
     Args:
-        client: Of the plugin under test.
+        client: Makes one of the plugin under test: not every plugin's may be shared between threads.
         directory: For what is published, an empty one.
         experiment: The id of the one in which it is published.
         order: What pytest is going to ask for.
     """
 
-    def __init__(self, client: Any, directory: Path, experiment: str, order: Iterable[Maker]) -> None:
+    def __init__(
+        self, client: Callable[[], Any], directory: Path, experiment: str, order: Iterable[Maker]
+    ) -> None:
         self._client = client
         self._directory = directory
         self._experiment = experiment
@@ -100,12 +103,13 @@ class Line:
                 return case.obstacle
             uri = self._publish(case)
         name = f"{case.name[:80]}-{uuid.uuid4().hex[:8]}"
+        client = self._client()
         try:
-            self._client.create_deployment(name, uri, flavor="onnx")
+            client.create_deployment(name, uri, flavor="onnx")
             try:
-                return case.check(lambda inputs: self._client.predict(name, inputs)["outputs"])
+                return case.check(lambda inputs: client.predict(name, inputs)["outputs"])
             finally:
-                self._client.delete_deployment(name)
+                client.delete_deployment(name)
         except MlflowException as error:
             if reason := onnx_standard.limitation(str(error)) or case.refused():
                 return reason
@@ -151,7 +155,7 @@ def line(
         stack.enter_context(mlflow_at(f"sqlite:///{directory}/mlflow.db", patch))
         experiment = mlflow.create_experiment("onnx-standard", artifact_location=str(directory / "artifacts"))
         order = [make for item in request.session.items if (make := _maker(item))]
-        line = Line(get_deploy_client(target), directory, experiment, order)
+        line = Line(partial(get_deploy_client, target), directory, experiment, order)
         stack.callback(line.close)
         yield line
 
