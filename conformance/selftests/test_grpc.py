@@ -28,6 +28,7 @@ from mlflow_triton.errors import (
     ServerUnavailable,
     TritonPluginError,
 )
+from mlflow_triton.serving.control import Control
 from mlflow_triton.serving.grpc_endpoint import GrpcEndpoint
 from mlflow_triton.serving.grpc_inference import RAW_OUTPUT, _varint, fields, infer, outputs, request
 from mlflow_triton.serving.http import HttpEndpoint
@@ -105,6 +106,12 @@ class TritonPythonModel:
             del self.sums[sequence]
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", y)])
 """
+#: Fails before it has any way to answer.
+RAISE = """
+class TritonPythonModel:
+    def execute(self, requests):
+        raise ValueError("no such weather")
+"""
 CPU = 'backend: "python"\ninstance_group [ { count: 1 kind: KIND_CPU } ]\n'
 MODELS = {
     "same": (
@@ -119,6 +126,14 @@ MODELS = {
         COUNT,
         """
         input [ { name: "times" data_type: TYPE_INT32 dims: [ 2 ] }, { name: "pause" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        output { name: "y" data_type: TYPE_INT32 dims: [ 1 ] }
+        model_transaction_policy { decoupled: true }
+        """,
+    ),
+    "raise": (
+        RAISE,
+        """
+        input { name: "x" data_type: TYPE_INT32 dims: [ 1 ] }
         output { name: "y" data_type: TYPE_INT32 dims: [ 1 ] }
         model_transaction_policy { decoupled: true }
         """,
@@ -316,6 +331,17 @@ def test_a_stream(server: EmbeddedTriton) -> None:
     assert numbers(client.predict_stream("count", count(2000))) == list(range(2000))
     same = client.predict_stream("same", ({"INT8": [[number]]} for number in range(3)))
     assert [answer["outputs"]["out_INT8"].item() for answer in same] == [0, 1, 2]
+
+
+@slow
+def test_a_model_that_has_failed_is_let_go_of(server: EmbeddedTriton) -> None:
+    """Streams that end with an error are ended by the server: one in some hundred that are cancelled is so for ever."""
+    client = TritonDeploymentClient(target(server))
+    for _ in range(600):
+        with pytest.raises(InferenceFailed, match="no such weather"):
+            next(client.predict_stream("raise", {"x": [0]}))
+    settings = Settings.parse(target(server), {})
+    Control(HttpEndpoint(settings), settings).unload("raise", timeout=30)
 
 
 @slow

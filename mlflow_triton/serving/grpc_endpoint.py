@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -60,6 +60,10 @@ BROKEN = re.compile(
 )
 #: What a gRPC server says that is no Triton; C++'s, Python's, Go's.
 NO_TRITON = re.compile(r"|method not found!|unknown (service|method) .*", re.IGNORECASE)
+
+
+#: Seconds for the end of a stream.
+GRACE = 2.0
 
 
 class GrpcEndpoint:
@@ -148,7 +152,10 @@ class GrpcEndpoint:
         name: str,
         options: RequestOptions = PLAIN,
     ) -> Iterator[Callable[[], bytes | None]]:
-        """Open a stream of messages both ways; leaving the block cancels what is under way.
+        """Open a stream of messages both ways.
+
+        Leaving the block, also by an error, waits a moment for the server to end it, so `requests` must have ended; leaving
+        by the end of a generator, and what is still under way then, cancels.
 
         Args:
             method: Of Triton's gRPC service.
@@ -175,6 +182,11 @@ class GrpcEndpoint:
                 raise self._late(method, seconds) from None
             self._breaks(error, channel)
             raise self._error(error, method, name, seconds) from None
+        except Exception:
+            _drain(call)
+            raise
+        else:
+            _drain(call)
         finally:
             watch.end()
             call.cancel()
@@ -245,6 +257,17 @@ class GrpcEndpoint:
                     "underscores. Nothing was sent."
                 )
         return tuple(pairs.items())
+
+
+def _drain(call: Any) -> None:
+    """Let the server end a stream: cancelled just after a last answer, Triton may keep its model in use for ever."""
+    timer = threading.Timer(GRACE, call.cancel)
+    timer.daemon = True
+    timer.start()
+    with suppress(grpc.RpcError):  # what was asked for has been answered
+        for _ in call:
+            pass
+    timer.cancel()
 
 
 class _Watch:

@@ -56,8 +56,8 @@ def stream(
         ServerUnavailable: No usable answer.
     """
     queue: SimpleQueue[bytes | None] = SimpleQueue()
-    try:
-        with endpoint.stream(METHOD, iter(queue.get, None), name, options) as answer:
+    with endpoint.stream(METHOD, iter(queue.get, None), name, options) as answer:
+        try:
             for request in requests:
                 queue.put(request)
                 last = False
@@ -65,8 +65,8 @@ def stream(
                     found, last = _read(endpoint, name, answer())
                     if found or not last:
                         yield found
-    finally:
-        queue.put(None)  # ends gRPC's thread that waits for requests
+        finally:
+            queue.put(None)  # ends gRPC's thread that waits for requests
 
 
 def _read(
