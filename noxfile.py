@@ -161,7 +161,7 @@ def containers(session: nox.Session) -> None:
     environment |= {name: os.environ[name] for name in environment if os.environ.get(name)}
     session.run(*PYTEST, "-m", "engine", "fixtures/selftests", *session.posargs, env=environment)
     session.run(
-        *PYTEST,
+        *PARALLEL,
         "conformance/mlflow_triton_conformance",
         "-m",
         "not slow",
