@@ -42,7 +42,7 @@ def predict_many(  # noqa: PLR0913 - what a request is made of
     name: str,
     items: Any,
     *,
-    in_flight: int,
+    in_flight: object,
     lossy: bool = False,
     options: RequestOptions = PLAIN,
 ) -> Generator[TritonPredictions | TritonPluginError, None, None]:
@@ -74,9 +74,9 @@ def predict_many(  # noqa: PLR0913 - what a request is made of
             f"predict_many takes inputs one after the other (a list, a generator), or a DataFrame, and got one "
             f"{type(items).__name__}. Nothing was sent. For a single one, use predict."
         )
-    if in_flight < 1:
+    if not isinstance(in_flight, int) or in_flight < 1:
         raise InvalidParameter(
-            f"in_flight={in_flight!r} lets no request through: it is at least 1. Nothing was sent."
+            f"in_flight={in_flight!r} lets no request through: it is a whole number of at least 1. Nothing was sent."
         )
     _require_no_sequence(options)
     server.metadata(name, options.version)
@@ -149,6 +149,8 @@ class _Table:
     def jobs(self) -> Iterator[Job]:
         """Cut it into requests; many are encoded at once, and are views of what that makes."""
         limit = batch_limit(self.server.config(self.name, self.options.version))
+        if limit and not len(self.rows):
+            return
         if not 0 < limit < len(self.rows):
             yield partial(self._whole, self.rows)
             return

@@ -538,7 +538,8 @@ class TritonDeploymentClient(BaseDeploymentClient):
 
     def __getstate__(self) -> dict[str, Any]:
         # Connections stay here; a copy makes its own.
-        return {**self.__dict__, "_connected": None, "_inference": None}
+        mine = ("_connected", "_inference", "_grpc_endpoint", "_pool")
+        return {**self.__dict__, **dict.fromkeys(mine)}
 
 
 def _uri(model_uri: object) -> str:
@@ -584,6 +585,10 @@ def _target(
     target = deployment_name or endpoint
     if not isinstance(target, str) or not target:
         raise InvalidParameter("Which deployment? Give its name (--name, deployment_name=).")
+    if any("\ud800" <= character <= "\udfff" for character in target):
+        raise InvalidParameter(
+            f"{target!r} is no name of a deployment: UTF-8 cannot encode it. Nothing was sent."
+        )
     name, slash, version = target.partition("/")
     if slash:
         if not re.fullmatch(r"[0-9]{1,18}", version) or request.get("version", int(version)) != int(version):

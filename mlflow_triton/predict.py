@@ -43,6 +43,8 @@ __all__ = [
 
 #: Of a long table, at most.
 PARTS_AT_ONCE = 8
+#: Datatypes of outputs that Triton does not classify.
+UNRANKED = ("BOOL", "BYTES", "FP16", "BF16")
 
 
 def predict(  # noqa: PLR0913 - what a request is made of
@@ -151,6 +153,19 @@ def require_outputs(wanted: Sequence[str], model: ModelMetadata) -> None:
         )
 
 
+def _require_classes(model: ModelMetadata, options: RequestOptions) -> None:
+    """Refuse what Triton cannot rank: at BYTES, it crashes."""
+    if others := [
+        f"{output.name!r} ({output.datatype})"
+        for output in model.outputs
+        if output.datatype in UNRANKED and (options.outputs is None or output.name in options.outputs)
+    ]:
+        raise InvalidInput(
+            f"Nothing was sent to {model.name!r}: Triton makes no classification of {', '.join(others)}, but of integers, FP32 "
+            "and FP64. Name others with outputs=[…]."
+        )
+
+
 def encode(
     server: Inference,
     name: str,
@@ -177,12 +192,15 @@ def encode(
             array = fit_shape(to_array(value, tensor), declared[tensor].shape, tensor)
             datatype = declared[tensor].datatype
             tensors[tensor] = (datatype, cast(array, datatype, tensor, lossy=lossy))
-        if len({array.shape[:1] for _, array in tensors.values()}) > 1:
-            _require_one_batch(server.config(name, options.version), tensors)
+        sizes = {array.shape[:1] for _, array in tensors.values()}
+        if len(sizes) > 1 or (0,) in sizes:
+            _require_batch(server.config(name, options.version), tensors)
     except InvalidInput as error:
         raise InvalidInput(f"Nothing was sent to {name!r}. {error.message}") from None
     if options.outputs is not None:
         require_outputs(options.outputs, model)
+    if options.classification is not None:
+        _require_classes(model, options)
     return model, tensors, named.rows
 
 
@@ -251,13 +269,19 @@ def _require_optional(
         raise InvalidInput(f"Missing: {', '.join(wanted)}.")
 
 
-def _require_one_batch(config: Mapping[str, Any], tensors: Tensors) -> None:
-    if config.get("max_batch_size", 0):
-        shapes = [f"{tensor!r} {list(array.shape)}" for tensor, (_, array) in tensors.items()]
+def _require_batch(config: Mapping[str, Any], tensors: Tensors) -> None:
+    """Refuse an empty batch, too: Triton never answers one, or crashes."""
+    if not config.get("max_batch_size", 0):
+        return
+    shapes = ", ".join(f"{tensor!r} {list(array.shape)}" for tensor, (_, array) in tensors.items())
+    if len({array.shape[:1] for _, array in tensors.values()}) > 1:
         raise InvalidInput(
-            f"The inputs have different numbers of items: {', '.join(shapes)}. The first size is that of the batch, "
+            f"The inputs have different numbers of items: {shapes}. The first size is that of the batch, "
             "which all of them have in common."
         )
+    raise InvalidInput(
+        f"The batch has no items: {shapes}. The first size is that of the batch, and Triton takes no empty one."
+    )
 
 
 def example_input(http: HttpEndpoint, name: str) -> dict[str, dict[str, Any]]:

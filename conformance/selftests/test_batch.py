@@ -182,14 +182,11 @@ def test_several_are_under_way_at_once(client: Any) -> None:
     assert time.monotonic() - began < 1.1
 
 
-@pytest.mark.parametrize("rows", [0, 1, LIMIT, LIMIT + 1, 2 * SLICES * LIMIT + 5])
+@pytest.mark.parametrize("rows", [1, LIMIT, LIMIT + 1, 2 * SLICES * LIMIT + 5])
 def test_a_table(client: Any, rows: int) -> None:
     """A table is sent in slices of the batch's limit, and joined they are what predict makes of it."""
     table = pd.DataFrame({"x": list(np.arange(2 * rows).reshape(rows, 2))})
     results = list(client.predict_many("double", table))
-    if rows == 0:
-        assert len(results) == 1
-        return
     assert [len(result["outputs"]["y"]) for result in results] == [
         min(LIMIT, rows - start) for start in range(0, rows, LIMIT)
     ]
@@ -239,6 +236,20 @@ def test_inputs_of_different_batches(client: Any) -> None:
     ):
         client.predict("double", inputs)
     assert client.predict("single", {"x": [1, 2, 3], "pause": [0.0]})["outputs"]["y"].tolist() == [2, 4, 6]
+
+
+@pytest.mark.parametrize("inputs", [{"x": np.empty((0, 2))}, pd.DataFrame({"x": []}), {"x": []}])
+def test_an_empty_batch(client: Any, inputs: Any) -> None:
+    """Triton hangs or crashes at one: it is refused; a table of no rows is no request; without batches it is a tensor."""
+    with pytest.raises(
+        InvalidInput, match=r"Nothing was sent to 'double'\. The batch has no items: 'x' \[0, 2\]"
+    ):
+        client.predict("double", inputs)
+    with pytest.raises(InvalidInput, match="The batch has no items"):
+        next(client.predict_stream("double", inputs))
+    assert list(client.predict_many("double", pd.DataFrame({"x": []}))) == []
+    (result,) = client.predict_many("single", pd.DataFrame({"x": []}))
+    assert result["outputs"]["y"].shape == (0,)
 
 
 def test_a_missing_input(client: Any) -> None:
@@ -295,8 +306,9 @@ def test_what_is_refused(client: Any) -> None:
     for single in ({"x": [[1, 2]]}, "x", b"x", 3, None):
         with pytest.raises(InvalidParameter, match="use predict"):
             client.predict_many("double", single)
-    with pytest.raises(InvalidParameter, match="at least 1"):
-        client.predict_many("double", [], in_flight=0)
+    for in_flight in (0, -1, "3", 2.5, None):
+        with pytest.raises(InvalidParameter, match="a whole number of at least 1"):
+            client.predict_many("double", [], in_flight=in_flight)
     with pytest.raises(DeploymentNotFound):
         client.predict_many("nothing", [])
     with pytest.raises(ServerUnavailable):

@@ -290,6 +290,14 @@ TWO = {"x": Spec("FP32", (-1, 1)), "y": Spec("INT64", (-1, 1))}
         ),
         ({"inputs": [{"name": "x", "shape": [-1], "datatype": "FP32", "data": [1]}]}, "not a list of sizes"),
         (
+            {"inputs": [{"name": "x", "shape": [1] * 70, "datatype": "FP32", "data": [1]}]},
+            "cannot have the shape",
+        ),
+        (
+            {"inputs": [{"name": "x", "shape": [2**62, 2**62, 0], "datatype": "FP32", "data": []}]},
+            "cannot have the shape",
+        ),
+        (
             {"inputs": [{"name": "x", "shape": [1], "datatype": "FP31", "data": [1]}]},
             "'x' has the datatype 'FP31'.*wants FP32",
         ),

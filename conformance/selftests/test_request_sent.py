@@ -143,6 +143,15 @@ def test_an_unknown_output_is_refused(client: Any) -> None:
         client.predict("tells", X, outputs=["z", "y"])
 
 
+def test_no_classification_of_text(client: Any) -> None:
+    """Of an output that Triton crashes at, none is asked for."""
+    for options in ({}, {"outputs": ["seen"]}, {"outputs": ["y", "seen"]}):
+        with pytest.raises(
+            InvalidInput, match=r"Nothing was sent to 'tells'.* no classification of 'seen' \(BYTES\)"
+        ):
+            client.predict("tells", X, classification=2, **options)
+
+
 def test_classification(client: Any) -> None:
     """The highest values come with index and label, of the outputs asked for or of all."""
     response = client.predict("tells", X, outputs=["y"], classification=2)
@@ -217,6 +226,8 @@ def test_no_version(client: Any, target: str, options: dict[str, Any]) -> None:
     """What is neither NAME nor NAME/VERSION, or names two versions, is refused."""
     with pytest.raises(InvalidParameter, match="neither the name of a deployment nor NAME/VERSION"):
         client.predict(target, X, **options)
+    with pytest.raises(InvalidParameter, match="UTF-8 cannot encode it"):
+        client.predict(f"\ud800{target}", X, **options)
 
 
 def test_an_endpoint_is_a_deployment(client: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import errno
 import multiprocessing
@@ -336,6 +337,7 @@ def test_pickled_client(
     """A client that has been used can be pickled and copied, and the copy works."""
     _, client = start()
     client.create_deployment("m", onnx_model(models.constant(1.0)))
-    client.predict("m", {"x": [[1]]})
+    asyncio.run(client.predict_async("m", {"x": [[1]]}))
+    list(client.predict_stream("m", {"x": [[1]]}))
     for other in (pickle.loads(pickle.dumps(client)), copy.deepcopy(client)):  # noqa: S301 - our own
         assert other.predict("m", {"x": [[1]]})["outputs"]["y"].tolist() == [[2.0]]

@@ -86,19 +86,10 @@ def cast(array: Array, datatype: str, name: str, *, lossy: bool = False) -> Arra
         return np.asarray(array, target, order="C")
     if array.size == 0:
         return np.empty(array.shape, target)
-    if array.dtype != np.object_ and not _castable(array.dtype, datatype):
-        raise InvalidInput(
-            f"Input {name!r} is an array of {array.dtype}, which cannot become {datatype} as it is. Convert it first."
-        )
     result, misfits = _converted(array, target, datatype, lossy=lossy)
     if misfits is not None:
         raise _unfit(array, np.unravel_index(int(np.argmax(misfits)), array.shape), datatype, name)
     return np.asarray(result, order="C")
-
-
-def _castable(dtype: np.dtype[Any], datatype: str) -> bool:
-    is_float = dtype.kind == "f" or dtype.name == "bfloat16"
-    return dtype.kind in "biu" or (is_float and datatype != "BOOL")
 
 
 def _converted(
@@ -107,7 +98,7 @@ def _converted(
     """Cast, and say which elements that does not fit, if any."""
     if array.dtype == np.object_:
         return _by_kind(array, target, datatype, lossy=lossy)
-    if not _castable(array.dtype, datatype):
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         return np.zeros(array.shape, target), np.ones(array.shape, np.bool_)
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
@@ -228,7 +219,7 @@ def _unfit(array: Array, index: tuple[Any, ...], datatype: str, name: str) -> In
     place = ", ".join(str(int(part)) for part in index)
     value = array[index]
     text = (
-        f"{value} ({array.dtype})"
+        f"{value if array.dtype.kind in 'biuf' else shown(value.item())} ({array.dtype})"
         if array.dtype != np.object_
         else f"{shown(value)} ({type(value).__name__})"
     )

@@ -268,5 +268,8 @@ def _from_request(tensors: Sequence[Mapping[str, Any]], declared: Mapping[str, D
             raise InvalidInput(
                 f"Input {name!r} says that its shape is {list(shape)}, but has {array.size} values."
             )
-        values[name] = cast(array, datatype, name).reshape(shape)
+        try:
+            values[name] = cast(array, datatype, name).reshape(shape)
+        except ValueError as error:  # more dimensions, or larger ones, than NumPy has
+            raise InvalidInput(f"Input {name!r} cannot have the shape {shown(shape)}: {error}.") from None
     return Named(values)

@@ -105,8 +105,8 @@ def _unnamed(columns: list[str], declared: Mapping[str, Declared]) -> InvalidInp
             '{"inputs": {NAME: …, …}}.'
         )
     return InvalidInput(
-        f"The DataFrame has the columns {listed(columns)}, but the model wants {listed(declared)}: "
-        "name a column after each tensor."
+        f"The DataFrame has {f'the columns {listed(columns)}' if columns else 'no columns'}, but the model wants "
+        f"{listed(declared)}: name a column after each tensor."
     )
 
 
