@@ -61,7 +61,7 @@ def versions(session: nox.Session) -> None:
 
     Each one is a download of 50 MB, once. The reports go to reports/versions.
     """
-    session.install("-e", ".[conformance]")
+    session.install("-e", ".[conformance]", *group("test"))
     listed = ("python", "-c", "from mlflow_triton.embedded.wheels import SERVERS; print(*SERVERS)")
     chosen = session.posargs or str(session.run(*listed, silent=True)).split()
     reports = ROOT / "reports" / "versions"
@@ -109,7 +109,7 @@ def nvidia(session: nox.Session) -> None:
     for file in copy.rglob("*.py"):
         file.write_text(file.read_text("utf-8").replace("mlflow_triton", "nvidia_mlflow_triton"), "utf-8")
     (copy / "pyproject.toml").write_text(NVIDIA, "utf-8")
-    session.install("-e", ".[conformance]", str(copy), "mlflow<3", "sqlalchemy<2.1")
+    session.install("-e", ".[conformance]", *group("test"), str(copy), "mlflow<3", "sqlalchemy<2.1")
     report = ROOT / "reports" / "nvidia"
     suite = (
         "--pyargs",
