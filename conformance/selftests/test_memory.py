@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlflow_triton.tensors import memory
-from mlflow_triton.tensors.memory import KEPT, LARGEST_KEPT, MOST_KEPT, SMALLEST, STEP, empty
+from mlflow_triton.tensors.memory import KEPT, MOST_KEPT, SMALLEST, STEP, empty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,16 +57,27 @@ def test_memory_is_used_again_when_nobody_sees_it() -> None:
     assert address(empty((SMALLEST // 8 + 1,), np.dtype("<f8"))) == place
 
 
-@pytest.mark.parametrize(("size", "kept"), [(SMALLEST, MOST_KEPT), (LARGEST_KEPT, KEPT // LARGEST_KEPT)])
+@pytest.mark.parametrize(("size", "kept"), [(SMALLEST, MOST_KEPT), (KEPT // 4, 4), (KEPT, 1)])
 def test_memory_that_is_kept_has_a_limit(size: int, kept: int) -> None:
-    """No more than a few blocks are kept, and none that is very large."""
+    """No more than a few blocks are kept, and no more than a number of bytes."""
     arrays = [empty((size,), UINT8) for _ in range(kept + 2)]
     del arrays
     assert len(memory._idle) == kept
-    memory._idle.clear()
-    del (array := [empty((LARGEST_KEPT + 1,), UINT8)])[0]
+    del (array := [empty((KEPT + 1,), UINT8)])[0]
     assert not array
     assert not memory._idle
+
+
+def test_new_memory_takes_the_place_of_what_is_kept() -> None:
+    """Memory for an array of another size leaves no more kept than the limit and it allow."""
+    arrays = [empty((KEPT // 4,), UINT8) for _ in range(4)]
+    places = [address(array) for array in arrays]
+    del arrays
+    held = empty((KEPT // 2,), UINT8)
+    assert len(memory._idle) == 2
+    again = [empty((KEPT // 4,), UINT8) for _ in range(2)]
+    assert {address(array) for array in again} < set(places)
+    assert len(held) == KEPT // 2
 
 
 @pytest.mark.parametrize("size", [1 << 45, 1 << 62])

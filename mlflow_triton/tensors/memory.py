@@ -1,7 +1,8 @@
 """Memory for large arrays, used again when they are gone.
 
 Of memory that is new to the process, the kernel clears each page when it is first touched, which takes longer
-than to fill it. The C library keeps pieces of up to 32 MiB, too, but not while others of their size come and go.
+than to fill it, and seconds per GiB on a virtual machine that hands free memory back to its host. The C library
+keeps pieces of up to 32 MiB, too, but not while others of their size come and go.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ __all__ = ["empty"]
 SMALLEST = 4 << 20
 #: Bytes, of which large blocks are multiples; smaller ones are powers of two. Arrays of about the same size use the same.
 STEP = 32 << 20
-#: Blocks that are kept, their bytes, and those of the largest one. They are the kernel's, should it need memory (MADV_FREE).
+#: Blocks that are kept, and their bytes, those of a new block counted in. They are the kernel's, should it need memory (MADV_FREE).
 MOST_KEPT = 32
 KEPT = 1 << 30
-LARGEST_KEPT = 256 << 20
 
 _idle: deque[mmap.mmap] = deque(maxlen=MOST_KEPT)
 
@@ -53,6 +53,7 @@ def _block(size: int) -> mmap.mmap:
             if len(block) == size:
                 return block
             _idle.append(block)
+    _make_room(size)
     try:
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:
@@ -63,10 +64,16 @@ def _block(size: int) -> mmap.mmap:
 
 
 def _keep(block: mmap.mmap) -> None:
-    if len(block) <= LARGEST_KEPT:
-        with contextlib.suppress(OSError):  # an older kernel
-            block.madvise(mmap.MADV_FREE)
-        _idle.append(block)
-        while sum(map(len, tuple(_idle))) > KEPT:
-            with contextlib.suppress(IndexError):  # as above
-                _idle.popleft()
+    if len(block) > KEPT:
+        return
+    _make_room(len(block))
+    with contextlib.suppress(OSError):  # an older kernel
+        block.madvise(mmap.MADV_FREE)
+    _idle.append(block)
+
+
+def _make_room(size: int) -> None:
+    """Give kept blocks back, until `size` more bytes are no more than are kept."""
+    while _idle and size + sum(map(len, tuple(_idle))) > KEPT:
+        with contextlib.suppress(IndexError):  # another thread was faster
+            _idle.popleft()
