@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
@@ -247,6 +248,41 @@ def test_a_region_that_is_outgrown(server: EmbeddedTriton) -> None:
         for _ in range(2):
             np.testing.assert_array_equal(subject.infer("tile", tensors(x))["y"], x, strict=True)
     assert len(registered(server) - before) == 1
+
+
+def test_a_huge_region_that_nobody_uses(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A huge region is given back once it has been unused for long, and not before; the next request makes a new one."""
+    module = "mlflow_triton.serving.shared_memory"
+    monkeypatch.setattr(f"{module}.HUGE", 1 << 22)
+    before, threads = registered(server), threading.active_count()
+    small, x = np.ones(LARGE // 8), np.arange(float(1 << 19))
+
+    def used(subject: Inference, array: np.ndarray[Any, Any]) -> None:
+        for _ in range(2):
+            np.testing.assert_array_equal(subject.infer("tile", tensors(array))["y"], array, strict=True)
+
+    subject = Inference(http(server))
+    used(subject, small)
+    assert threading.active_count() == threads
+    used(subject, x)
+    known = registered(server)
+    assert known > before
+    assert threading.active_count() == threads + 1
+    assert subject._regions.give_back_unused()
+    assert registered(server) == known
+    made = {*subject._regions._all}
+    assert made & files()
+    del subject
+    monkeypatch.setattr(f"{module}.UNUSED", 0.2)
+    subject = Inference(http(server))
+    for _ in range(2):
+        used(subject, x)
+        made |= {*subject._regions._all}
+        until = time.monotonic() + 30
+        while registered(server) - before or threading.active_count() > threads:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    assert not files() & made
 
 
 def test_a_process_that_is_killed(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:

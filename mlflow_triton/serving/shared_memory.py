@@ -41,6 +41,10 @@ DIRECTORY = Path("/dev/shm")  # noqa: S108 - where shm_open, and so Triton, look
 PREFIX = "mlflow_triton_tensors_"
 #: Bytes that one client keeps registered and unused; the region that was used last is kept, however large it is.
 KEPT = 1 << 30
+#: Bytes of a region from which it is given back when nobody has used it for so many seconds: its memory can serve nothing
+#: else meanwhile. Smaller ones are not worth the thread that sees to it.
+HUGE = 64 << 20
+UNUSED = 60.0
 #: Seconds after which what a process has left is collected: Triton may still be at work with it.
 LEFTOVER_AGE = 600.0
 #: Seconds for a request about a region, which Triton answers at once.
@@ -62,6 +66,7 @@ class Region:
         name: Of the file, and of the region in the server.
         size: Bytes.
         memory: All of it.
+        unused_since: When it was last handed back, by time.monotonic.
 
     Raises:
         OSError: There is no such memory, or not enough.
@@ -69,6 +74,7 @@ class Region:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.unused_since = time.monotonic()
         self.name = f"{PREFIX}{secrets.token_hex(16)}"
         self._path = DIRECTORY / self.name
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -106,7 +112,9 @@ class Regions:
         self._shared: bool | None = None
         self._idle: list[Region] = []
         self._all: dict[str, Region] = {}
-        release = weakref.finalize(self, _release, self._http, self._all, self._process)
+        self._over = threading.Event()
+        self._watched = False
+        release = weakref.finalize(self, _release, self._http, self._all, self._process, self._over)
         if multiprocessing.parent_process() is not None:
             # Such a process ends without the exit handlers of others.
             multiprocessing.util.Finalize(self, release, exitpriority=0)
@@ -129,8 +137,7 @@ class Regions:
                 region = min(fitting, key=lambda one: one.size)
                 self._idle.remove(region)
                 return region
-            outgrown = sorted(self._idle, key=lambda one: one.size)[-1:]
-            self._forget(outgrown)
+            outgrown = self._forget(sorted(self._idle, key=lambda one: one.size)[-1:])
         for one in outgrown:
             _drop(self._http, one)
         return self._made(
@@ -140,27 +147,45 @@ class Regions:
     def put(self, region: Region) -> None:
         """Hand a region back that the server has done with."""
         with self._lock:
+            region.unused_since = time.monotonic()
             self._idle.append(region)
             dropped = []
             while len(self._idle) > 1 and sum(one.size for one in self._idle) > KEPT:
-                dropped.append(self._idle[0])
-                self._forget(dropped[-1:])
+                dropped += self._forget(self._idle[:1])
+            if region.size >= HUGE and not self._watched:
+                with contextlib.suppress(RuntimeError):  # no threads at the end of a process
+                    threading.Thread(target=_watch, args=(weakref.ref(self), self._over), daemon=True).start()
+                    self._watched = True
         for one in dropped:
             _drop(self._http, one)
+
+    def give_back_unused(self) -> bool:
+        """Give huge regions back that nobody has used for long.
+
+        Returns:
+            Whether there are others that may come to it.
+        """
+        with self._lock:
+            huge = [one for one in self._idle if one.size >= HUGE]
+            unused = [one for one in huge if one.unused_since + UNUSED <= time.monotonic()]
+            self._watched = len(unused) < len(huge)
+            dropped = self._forget(unused)
+        for one in dropped:
+            _drop(self._http, one)
+        return self._watched
 
     def refused(self, region: Region) -> None:
         """Let go of a region that the server refused, and of all others: it may have been restarted."""
         with self._lock:
-            forgotten, self._shared = [*self._idle, region], None
-            self._forget(forgotten)
+            self._shared = None
+            forgotten = self._forget([*self._idle, region])
         for one in forgotten:
             _drop(self._http, one)
 
-    def _forget(self, regions: list[Region]) -> None:
-        for region in regions:
-            if region in self._idle:
-                self._idle.remove(region)
-            self._all.pop(region.name, None)
+    def _forget(self, regions: list[Region]) -> list[Region]:
+        """Return those that are now the caller's to drop: at the end of the process they are dropped beside it."""
+        self._idle = [one for one in self._idle if one not in regions]
+        return [one for one in regions if self._all.pop(one.name, None)]
 
     def _made(self, size: int) -> Region | None:
         """Make and register a region."""
@@ -237,7 +262,17 @@ def _drop(http: HttpEndpoint, region: Region) -> None:
         region.discard()
 
 
-def _release(http: HttpEndpoint, regions: dict[str, Region], process: int) -> None:
+def _watch(regions: weakref.ref[Regions], over: threading.Event) -> None:
+    """Have unused regions given back until there are none, or nobody has the regions any more."""
+    while not over.wait(UNUSED / 4):
+        found = regions()
+        if found is None or not found.give_back_unused():
+            return
+        del found
+
+
+def _release(http: HttpEndpoint, regions: dict[str, Region], process: int, over: threading.Event) -> None:
     if process == os.getpid():
+        over.set()
         while regions:
             _drop(http, regions.popitem()[1])
