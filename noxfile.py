@@ -77,7 +77,7 @@ def versions(session: nox.Session) -> None:
             known = ROOT / "conformance" / "known" / f"triton-{version}.txt"
             arguments = [f"--conformance-expectations={known}"] if known.exists() else []
             arguments += [f"--conformance-report={reports / version}", f"--triton-version={version}"]
-            session.run(*PYTEST, *suite, "--triton-launcher=embedded", *arguments, success_codes=[0, 1])
+            session.run(*PARALLEL, *suite, "--triton-launcher=embedded", *arguments, success_codes=[0, 1])
     files = [str(reports / version / "report.json") for version in chosen]
     if len(files) > 1:
         session.run(
