@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import ssl
@@ -23,6 +24,8 @@ __all__ = ["Wire"]
 SMALL = 64 * 1024
 #: Pieces that the operating system takes at once (IOV_MAX).
 MOST_PIECES = 1024
+#: In a second: the limits of waits are whole ones, so that most are still that of the wait before.
+TICKS = 100
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -62,6 +65,9 @@ class Wire:
             self._socket.settimeout(
                 None
             )  # the kernel's own limits cost no call of poll before each other call
+        self._limits: dict[int, int] = {}
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
         self.buffer = memoryview(bytearray(SMALL))
 
     def send(self, pieces: Sequence[memoryview | bytes], until: float) -> None:
@@ -116,9 +122,7 @@ class Wire:
 
     def is_quiet(self) -> bool:
         """Say whether nothing has come that nobody asked for, such as the connection's end."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return not poll.poll(0)
+        return not self._poll.poll(0)
 
     def close(self) -> None:
         """Close the connection."""
@@ -132,10 +136,13 @@ class Wire:
         if not self._plain:
             self._socket.settimeout(left)
             return
-        seconds = int(left)
-        # A limit of 0 is none.
-        timeval = _TIMEVAL.pack(seconds, int((left - seconds) * 1e6) or 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, option, timeval)
+        ticks = math.ceil(left * TICKS)
+        if self._limits.get(option) != ticks:
+            seconds, rest = divmod(ticks, TICKS)
+            self._socket.setsockopt(
+                socket.SOL_SOCKET, option, _TIMEVAL.pack(seconds, rest * 1_000_000 // TICKS)
+            )
+            self._limits[option] = ticks
 
 
 def _joined(pieces: Sequence[memoryview | bytes]) -> list[memoryview | bytes]:
