@@ -257,7 +257,7 @@ SHARED_BY_THREADS = {"predict, HTTP", "predict, shared memory", "predict, gRPC",
 def one_thread(
     ways: Mapping[str, Ask], size: int, turns: int, repeat: int
 ) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
-    """Ask in turns.
+    """Ask in turns, each in an order of its own.
 
     Args:
         ways: Name to way.
@@ -272,9 +272,11 @@ def one_thread(
     # The plugin knows the size of an answer from the second one on, and has the memory for it from the third.
     wrong = {name for name, ask in ways.items() for _ in range(3) if (ask(x) != x).any()}
     taken: dict[str, dict[str, list[float]]] = {name: {"time": [], "CPU": []} for name in ways}
+    order = np.random.default_rng(turns)
     for _ in range(turns):
-        for name, ask in ways.items():
-            times = []
+        # What one leaves behind, such as memory that the server has just freed, is not always the same one's.
+        for name in map(str, order.permutation([*ways])):
+            ask, times = ways[name], []
             processor = time.process_time()
             for _ in range(repeat):
                 start = time.perf_counter()

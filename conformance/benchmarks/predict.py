@@ -45,8 +45,8 @@ SIZES = {
     64: (60, 20),
     1 << 20: (40, 3),
     16 << 20: (15, 1),
-    128 << 20: (5, 1),
-    1 << 30: (3, 1),
+    128 << 20: (7, 1),
+    1 << 30: (7, 1),
 }
 QUICK_SIZES = {64: (3, 3), 16 << 20: (1, 1)}
 #: Bytes of the tensor -> how often each way has its turn with several threads, and seconds of a turn.
@@ -62,7 +62,7 @@ TIMEOUT = 1800.0
 
 
 NOTES = [
-    "The model answers with its input, in Triton's Python backend. Way after way in turns: ratios hold where times do not.",
+    "The model answers with its input, in Triton's Python backend. Turn after turn, each in another order: ratios hold where times do not.",
     f"{SOCKET}: bytes put together before, into memory used before: what the wire itself takes. {COPY}: once, in memory.",
     f"{SHARED}: copied into a region used before, asked over a bare socket, copied out into memory used before.",
     "CPU: processor time of the client, all of its threads. Memory: at the worst moment of a request, beyond the input,",
