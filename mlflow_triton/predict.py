@@ -116,10 +116,15 @@ def _predict(
     if not 0 < limit < batch:
         return answer(model, server.infer(name, tensors, options))
     if not rows or "sequence_batching" in config:
+        remedy = (
+            "A request of a sequence is not sent in parts: send fewer at a time."
+            if "sequence_batching" in config
+            else "Pass a DataFrame or a list of records, which is sent in parts, or send fewer at a time, with predict_many "
+            "several at once."
+        )
         raise InvalidInput(
             f"Nothing was sent to {name!r}: the batch has {batch} items, and it takes {limit} at most (max_batch_size). "
-            "Pass a DataFrame or a list of records, which is sent in parts, or send fewer at a time, with predict_many "
-            "several at once."
+            + remedy
         )
     return answer(model, _in_parts(server, name, tensors, batch, limit, options))
 

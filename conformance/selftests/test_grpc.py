@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ from mlflow_triton.errors import (
     ServerUnavailable,
     TritonPluginError,
 )
+from mlflow_triton.serving import forks
 from mlflow_triton.serving.control import Control
 from mlflow_triton.serving.grpc_endpoint import GrpcEndpoint
 from mlflow_triton.serving.grpc_inference import RAW_OUTPUT, _varint, fields, infer, outputs, request
@@ -318,6 +321,87 @@ def test_a_fork(server: EmbeddedTriton) -> None:
         assert status == 0
     assert numbers(running) == [1, 2]
     assert works(2)
+
+
+def forked(run: Callable[[], bool]) -> bool:
+    """Fork, and say whether `run` is true in the new process, which has 30 seconds."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if run() else 1)
+    until = time.monotonic() + 30
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    return ended[1] == 0
+
+
+#: Forks while threads predict, and ends with an error if a forked process fails, or has not predicted in 20 seconds.
+FORKS = """
+import os, signal, sys, threading, time
+from mlflow.deployments import get_deploy_client
+
+client = get_deploy_client(sys.argv[1])
+
+def predict():
+    assert client.predict("same", {"INT64": [[7]]})["outputs"]["out_INT64"].item() == 7
+
+def go_on():
+    while True:
+        predict()
+
+for _ in range(4):
+    threading.Thread(target=go_on, daemon=True).start()
+time.sleep(1)
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        predict()
+        os._exit(0)
+    timer = threading.Timer(20, os.kill, (child, signal.SIGKILL))
+    timer.start()
+    _, status = os.waitpid(child, 0)
+    timer.cancel()
+    assert status == 0, status
+predict()
+os._exit(0)
+"""
+
+
+@slow
+def test_forks_while_threads_predict(server: EmbeddedTriton) -> None:
+    """A process forked while other threads wait for answers over gRPC can predict, and so can they."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, target(server)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_fork_beside_a_long_wait(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a call takes longer than a fork waits, the new process says that it cannot use gRPC, and HTTP works."""
+    monkeypatch.setattr(forks, "PATIENCE", 0.1)
+    client, http = TritonDeploymentClient(target(server)), TritonDeploymentClient(target(server, "http"))
+    one = {"INT64": [[1]]}
+
+    def refuses() -> bool:
+        try:
+            client.predict("same", one)
+        except ServerUnavailable as error:
+            return "was forked" in error.message and bool(http.predict("same", one))
+        return False
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: numbers(client.predict_stream("count", count(1, pause=2))))
+        time.sleep(1)
+        assert forked(refuses)
+        assert waiting.result() == [0]
+    assert client.predict("same", one)
 
 
 @slow
@@ -691,17 +775,18 @@ def test_settings() -> None:
 
 
 def test_headers_are_sent() -> None:
-    """The settings' headers go along with requests and streams, under lower-case names."""
+    """The settings' headers go along with requests and streams, under lower-case names, one of gRPC's binary ones, too."""
     seen = []
 
     def look(_: bytes, context: Any) -> Any:
-        seen.append(dict(context.invocation_metadata()).get("authorization"))
+        headers = dict(context.invocation_metadata())
+        seen.append((headers.get("authorization"), headers.get("trace-bin")))
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "who is it?")
 
     with playing(look) as address:
-        subject = endpoint(address, TRITON_HEADERS='{"Authorization": "Bearer hush"}')
+        subject = endpoint(address, TRITON_HEADERS='{"Authorization": "Bearer hush", "Trace-Bin": "7"}')
         with pytest.raises(InferenceFailed, match="who is it"):
             infer(subject, "m", {})
         with pytest.raises(InferenceFailed, match="who is it"):
             list(stream(subject, "m", [b""]))
-    assert seen == ["Bearer hush"] * 2
+    assert seen == [("Bearer hush", b"7")] * 2

@@ -248,7 +248,7 @@ def test_a_batch_that_is_too_large(client: Any) -> None:
     table = pd.DataFrame({"x": list(x)})
     response = client.predict("tells", table, outputs=["y"])
     np.testing.assert_array_equal(response["outputs"]["y"], x * 2)
-    with pytest.raises(InvalidInput, match=words.format("sequence")):
+    with pytest.raises(InvalidInput, match=words.format("sequence") + ".* not sent in parts: send fewer"):
         client.predict("sequence", table, sequence_id=9, sequence_start=True)
 
 

@@ -22,6 +22,7 @@ from mlflow_triton.errors import (
     ServerUnavailable,
     TritonPluginError,
 )
+from mlflow_triton.serving.forks import under_way
 from mlflow_triton.serving.http import one_line
 from mlflow_triton.serving.refusal import refused
 from mlflow_triton.serving.request import PLAIN
@@ -127,19 +128,20 @@ class GrpcEndpoint:
         compression = COMPRESSION[options.compression]
         end = time.monotonic() + seconds
         while True:
-            channel, proven = self._connected()
-            call = channel.unary_unary(SERVICE + method)
-            try:
-                answer: bytes = call(
-                    message,
-                    timeout=max(end - time.monotonic(), 0.001),
-                    metadata=metadata,
-                    compression=compression,
-                )
-            except grpc.RpcError as error:
-                if self._breaks(error, channel) and repeatable and proven:
-                    continue  # on a new channel, which is not proven
-                raise self._error(error, method, name, seconds) from None
+            with under_way():
+                channel, proven = self._connected()
+                call = channel.unary_unary(SERVICE + method)
+                try:
+                    answer: bytes = call(
+                        message,
+                        timeout=max(end - time.monotonic(), 0.001),
+                        metadata=metadata,
+                        compression=compression,
+                    )
+                except grpc.RpcError as error:
+                    if self._breaks(error, channel) and repeatable and proven:
+                        continue  # on a new channel, which is not proven
+                    raise self._error(error, method, name, seconds) from None
             if self._channel is channel:
                 self._proven = True
             return answer
@@ -170,10 +172,13 @@ class GrpcEndpoint:
             ServerTimeout: No answer in time. And the other errors of `unary`.
         """
         seconds = options.patience or self._timeout
-        channel, _ = self._connected()
-        call = channel.stream_stream(SERVICE + method)(
-            requests, metadata=self._metadata(options.headers), compression=COMPRESSION[options.compression]
-        )
+        with under_way():
+            channel, _ = self._connected()
+            call = channel.stream_stream(SERVICE + method)(
+                requests,
+                metadata=self._metadata(options.headers),
+                compression=COMPRESSION[options.compression],
+            )
         watch = _Watch(call, seconds)
         try:
             yield watch.next
@@ -248,7 +253,7 @@ class GrpcEndpoint:
             "TRITON_REQUEST_TIMEOUT sets this limit."
         )
 
-    def _metadata(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    def _metadata(self, headers: Mapping[str, str]) -> tuple[tuple[str, str | bytes], ...]:
         pairs = {key.lower(): value for key, value in {**self._headers.value, **headers}.items()}
         for key in pairs:
             if not re.fullmatch(r"[a-z0-9_.-]+", key):
@@ -256,7 +261,8 @@ class GrpcEndpoint:
                     f"The header {key!r} cannot be sent over gRPC, where a name is letters, digits, dashes, dots and "
                     "underscores. Nothing was sent."
                 )
-        return tuple(pairs.items())
+        # Of such a name, gRPC encodes the bytes itself.
+        return tuple((key, value.encode() if key.endswith("-bin") else value) for key, value in pairs.items())
 
 
 def _drain(call: Any) -> None:
@@ -284,7 +290,8 @@ class _Watch:
     def next(self) -> bytes | None:
         """Return the next answer; ``None``: there is none."""
         self._until = time.monotonic() + self._seconds
-        answer: bytes | None = next(self._call, None)
+        with under_way():
+            answer: bytes | None = next(self._call, None)
         self._until = math.inf  # what the caller does with it takes as long as it takes
         return answer
 
