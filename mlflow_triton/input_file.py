@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 
 from mlflow_triton.errors import InvalidInput
 from mlflow_triton.serving.document import is_request
+from mlflow_triton.tensors.declared import shown
 
 __all__ = ["as_written"]
 
@@ -39,7 +41,7 @@ def as_written(inputs: Any) -> Any:
         table in the file: a list of records, a request of the Open Inference Protocol.
 
     Raises:
-        InvalidInput: The file has a number that is beyond all floats, or columns with different keys.
+        InvalidInput: The file has a number that is beyond all floats, columns with different keys, or a key twice.
     """
     command = getattr(sys.modules.get("mlflow.deployments.cli"), "predict", None)
     context = click.get_current_context(silent=True)
@@ -49,7 +51,7 @@ def as_written(inputs: Any) -> Any:
     try:
         # Reading a pipe once more would wait for ever.
         text = path.read_text("utf-8") if path.is_file() else ""
-        document = json.loads(text, parse_float=_float)
+        document = json.loads(text, parse_float=_float, object_pairs_hook=_object)
         if is_request(document):
             return document
         _refuse_gaps(document)
@@ -85,6 +87,15 @@ def _refuse_gaps(document: Any) -> None:
                 f"The file has columns with different rows: {', '.join(map(repr, columns[0]))[:200]} and "
                 f"{', '.join(map(repr, column))[:200]}. Nothing was sent."
             )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that is there twice, of which JSON's readers take the last one."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        twice = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+        raise InvalidInput(f"The file has the key {shown(twice)} twice in one object. Nothing was sent.")
+    return document
 
 
 def _float(text: str) -> float:

@@ -113,11 +113,12 @@ def test_what_pandas_has_lost_is_refused(
         ('{"x": [1.5, null]}', "no value in row 1"),
         ('{"inputs": {"x": [[1.5, null]]}}', r"None \(NoneType\) at \[0, 1\]"),
         ('{"x": [1e400, 1.5]}', "1e400 is beyond all floats"),
+        ('{"inputs": {"x": [[1]], "x": [[2]]}}', "the key 'x' twice in one object"),
         ('{"x": {"0": 1.5, "1": 2}, "y": {"0": 1}}', "columns with different rows: '0', '1' and '0'"),
     ],
 )
 def test_the_cli_guesses_nothing(cli: Callable[..., dict[str, Array]], text: str, words: str) -> None:
-    """A null is not NaN, and a number beyond all floats not infinite."""
+    """A null is not NaN, a number beyond all floats not infinite, and of a key that is there twice, neither counts."""
     with pytest.raises(InvalidInput, match=words):
         cli(text, PLAIN if "inputs" not in text else X)
 
