@@ -591,7 +591,7 @@ def _target(
         )
     name, slash, version = target.partition("/")
     if slash:
-        if not re.fullmatch(r"[0-9]{1,18}", version) or request.get("version", int(version)) != int(version):
+        if not re.fullmatch(r"[0-9]{1,19}", version) or request.get("version", int(version)) != int(version):
             raise InvalidParameter(
                 f"{target!r} is neither the name of a deployment nor NAME/VERSION with one number for a version. "
                 "Nothing was sent."

@@ -14,6 +14,8 @@ A capability is a name:
     The server takes part in the system shared memory of this machine.
 ``gpu``
     The server sees a GPU.
+``restart``
+    The launcher can start a server like this one, end it or kill it, and start it again.
 ``option:NAME``, ``setting:NAME``
     The plugin's ``target_help`` names the option or environment variable.
 ``target uri``
@@ -110,6 +112,9 @@ def of_server(server: TritonServer, *, gpu: bool) -> Facts:
         found["gpu"] = _gpu(server, python=found["backend:python"]["present"])
     else:
         found["gpu"] = CapabilityFound(present=False, detail="the server was given none (--triton-gpu)")
+    found["restart"] = CapabilityFound(
+        present=server.launcher == "embedded", detail=f"a server of the launcher {server.launcher}"
+    )
     described = ServerUnderTest(
         name=str(told.get("name", "")),
         version=str(told.get("version", "")),

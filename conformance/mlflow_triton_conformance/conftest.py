@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 import uuid
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,21 +23,20 @@ from mlflow_triton_conformance import options, plugin, plugins
 from mlflow_triton_conformance.catalogue import CATALOGUE
 from mlflow_triton_conformance.protocol import Protocol
 from mlflow_triton_conformance.results import LONGEST
-from mlflow_triton_conformance.zoo import serving
+from mlflow_triton_conformance.zoo import CONFIG, python_model, serving, write
 from pytest_mlflow_triton import logs
 from pytest_mlflow_triton.fixtures.deployments import unique_name
 from pytest_mlflow_triton.options import resolved
 from pytest_mlflow_triton.servers import shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from mlflow_triton_conformance.capabilities import Capabilities
     from mlflow_triton_conformance.report import CapabilityFound
     from pytest_mlflow_triton.fixtures.servers import Isolation
-    from pytest_mlflow_triton.handles import MlflowServer, PublishOnnx, Server, TritonServer
+    from pytest_mlflow_triton.handles import MlflowServer, PublishOnnx, PublishTriton, Server, TritonServer
 
 OURS = re.compile(r"-[0-9a-f]{8}(-|\d?$)")
 """What is in every name that the suite makes."""
@@ -219,6 +220,30 @@ def publish_onnx(onnx_backend: None, publish_onnx: PublishOnnx) -> PublishOnnx:
 def example_directory(onnx_backend: None, example_directory: Path) -> Path:
     """That of the harness: an ONNX model."""
     return example_directory
+
+
+@pytest.fixture
+def directory_model(publish_triton: PublishTriton, tmp_path: Path) -> Callable[[Mapping[str, str]], str]:
+    """Make models of the flavor triton from the files of a model directory: copies of one that was published.
+
+    Returns:
+        A function from the files' contents by their paths to the model's path.
+    """
+    from mlflow.artifacts import download_artifacts  # noqa: PLC0415 - slow, and a server alone does not need it
+
+    source = tmp_path / "source"
+    write(source, {"config.pbtxt": CONFIG, "1/model.py": python_model(1)})
+    published = Path(download_artifacts(publish_triton(source), dst_path=str(tmp_path / "published")))
+    numbers = itertools.count()
+
+    def make(files: Mapping[str, str]) -> str:
+        copy = tmp_path / f"copy-{next(numbers)}"
+        shutil.copytree(published, copy)
+        shutil.rmtree(copy / source.name)
+        write(copy / source.name, files)
+        return str(copy)
+
+    return make
 
 
 @pytest.fixture(scope="session")

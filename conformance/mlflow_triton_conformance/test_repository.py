@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import uuid
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from mlflow_triton_conformance import models
+from mlflow_triton_conformance import configs, models
 from mlflow_triton_conformance.cases import cases
+from mlflow_triton_conformance.drawing import costly
 from mlflow_triton_conformance.wire import request, tensor
 from mlflow_triton_conformance.zoo import CONFIG, placed, python_model
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow_triton_conformance.protocol import Protocol
 
 requirement = pytest.mark.requirement
+EXAMPLES = {"quick": 1, "default": 3, "soak": 500}
 ASK = request(tensor("x", "INT32", [1], [0]))
 
 
@@ -87,6 +92,56 @@ def test_policies(protocol: Protocol, name: str, policy: str) -> None:
         assert [answers(protocol, name, it) for it in expected] == [int(it) for it in expected]
         assert answers(protocol, name) == int(expected[-1])
         assert [it["version"] for it in protocol.index(name, ready=True)] == expected
+
+
+@requirement("TRT-VERSION-009")
+def test_any_versions(protocol: Protocol, name: str, pytestconfig: pytest.Config) -> None:
+    """Whatever versions there are, and whatever a policy says of them, an oracle of a few lines knows which serve."""
+    numbers = itertools.count()
+
+    @costly(pytestconfig, EXAMPLES)
+    @given(
+        drawn=configs.version_sets().flatmap(lambda it: st.tuples(st.just(it), configs.policies(sorted(it))))
+    )
+    @example(drawn=({2, 9, 10}, configs.Policy("latest", count=2)))
+    def run(drawn: tuple[set[int], configs.Policy]) -> None:
+        there, policy = drawn
+        model = f"{name}-{next(numbers)}"
+        answered = dict(zip(sorted(there), itertools.count(1), strict=False))
+        files = {f"{version}/model.py": python_model(value) for version, value in answered.items()}
+        expected = configs.served(policy, there)
+        with placed(protocol, model, {"config.pbtxt": CONFIG + policy.text, **files}):
+            loaded = protocol.load(model)
+            assert loaded.status == 200, loaded
+            assert sorted(map(int, protocol.get(f"/models/{model}").json["versions"])) == expected
+            assert [it for it in sorted(there) if protocol.is_ready(model, str(it))] == expected
+            assert [answers(protocol, model, str(it)) for it in expected] == [answered[it] for it in expected]
+            assert answers(protocol, model) == answered[expected[-1]]
+
+    run()
+
+
+@requirement("TRT-CONFIG-007")
+def test_any_configuration(protocol: Protocol, name: str, pytestconfig: pytest.Config) -> None:
+    """The server tells each field of a configuration that nobody wrote, no other one of weight, and the model answers."""
+    numbers = itertools.count()
+
+    @costly(pytestconfig, EXAMPLES)
+    @given(drawn=configs.python_configs())
+    @example(drawn=configs.FULL_PYTHON)
+    def run(drawn: configs.Written) -> None:
+        model = f"{name}-{next(numbers)}"
+        written = drawn.named(model)
+        with placed(protocol, model, {"config.pbtxt": written.text, "1/model.py": python_model(7)}):
+            loaded = protocol.load(model)
+            assert loaded.status == 200, (loaded, written.text)
+            told = protocol.get(f"/models/{model}/config").json
+            assert configs.differences(written.config, told) == [], written.text
+            shape = [1, 1] if written.config.max_batch_size else [1]
+            answer = protocol.infer(model, request(tensor("x", "INT32", shape, [0])))
+            assert answer.json["outputs"][0]["data"] == [7]
+
+    run()
 
 
 REFUSED: dict[str, tuple[dict[str, str], str]] = {

@@ -189,7 +189,7 @@ def write(directory: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def python_model(value: int) -> str:
-    """Write a model that answers one number, its ``y``, whatever its ``x`` (both INT32, one element)."""
+    """Write a model that answers one number as its ``y``, in the shape of its ``x`` (both INT32)."""
     return f"""\
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -197,7 +197,8 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def execute(self, requests):
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", np.array([{value}], np.int32))]) for _ in requests]
+        given = [pb_utils.get_input_tensor_by_name(it, "x").as_numpy() for it in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", np.full_like(it, {value}))]) for it in given]
 """
 
 

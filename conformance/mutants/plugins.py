@@ -178,6 +178,26 @@ def removed(file: str) -> Callable[[str], None]:
     return remove
 
 
+def reloaded(change: Callable[[dict[str, Any]], Any]) -> Callable[[str], None]:
+    """Load a deployment once more, with another configuration."""
+
+    def reload(name: str) -> None:
+        url = f"{os.environ['TRITON_URL']}/v2"
+        with urllib.request.urlopen(f"{url}/models/{name}/config", timeout=10) as told:  # noqa: S310 - of the suite
+            config = json.load(told)
+        change(config)
+        body = json.dumps({"parameters": {"config": json.dumps(config)}}).encode()
+        asked = urllib.request.Request(f"{url}/repository/models/{name}/load", body)  # noqa: S310 - same
+        urllib.request.urlopen(asked, timeout=60).close()  # noqa: S310 - same
+
+    return reload
+
+
+def lacking_field(key: str) -> Callable[[dict[str, Any]], Any]:
+    """Leave a key out."""
+    return lambda config: config.pop(key, None)
+
+
 def without(*keys: str) -> Callable[[], AbstractContextManager[Any]]:
     """Ignore options."""
 
@@ -532,6 +552,25 @@ def uri_refused(what: Callable[[str], bool]) -> Callable[[], AbstractContextMana
     return refusing("create_deployment", lambda _, model_uri, *__, **___: what(model_uri))
 
 
+def naming(change: Callable[[str], str]) -> Callable[[], AbstractContextManager[Any]]:
+    """Have each verb take another name than it was given."""
+
+    def verb(right: Any, name: str, *arguments: Any, **named: Any) -> Any:
+        return right(change(name), *arguments, **named)
+
+    return together(*(around(f"{it}_deployment", verb) for it in ("create", "update", "delete", "get")))
+
+
+def _before_separators(name: str) -> str:
+    """Return a name up to its first separator that does not lead it."""
+    return name.partition("/")[0] or name
+
+
+def _printable(name: str) -> str:
+    """Return a name without what cannot be printed."""
+    return "".join(it for it in name if it.isprintable())
+
+
 OPTIONS = {
     "MLF-OPTION-004": ("version",),
     "MLF-OPTION-005": ("max_batch_size",),
@@ -588,6 +627,23 @@ SETTINGS = (
         ("MLF-ONNX-006",),
         plugin=afterwards("create_deployment", edited("config.pbtxt", lambda _: b"")),
     ),
+    *(
+        Mutant(
+            f"a configuration is loaded without its {key}",
+            ("MLF-TRITON-005", "MLF-ONNX-009"),
+            plugin=afterwards("create_deployment", reloaded(lacking_field(key))),
+        )
+        for key in ("dynamic_batching", "metric_tags")
+    ),
+    Mutant(
+        "every version serves, whatever the policy says",
+        ("MLF-TRITON-006",),
+        plugin=afterwards("create_deployment", reloaded(lambda it: it.update(version_policy={"all": {}}))),
+    ),
+    Mutant("names are taken in small letters", ("MLF-NAME-001",), plugin=naming(str.lower)),
+    Mutant("a name ends at its first separator", ("MLF-SEC-010",), plugin=naming(_before_separators)),
+    Mutant("control characters are dropped from names", ("MLF-SEC-010",), plugin=naming(_printable)),
+    Mutant("dots before a name are dropped", ("MLF-SEC-010",), plugin=naming(lambda it: it.lstrip("./"))),
     Mutant(
         "nested folders are left out",
         ("MLF-TRITON-001",),
@@ -929,7 +985,7 @@ LIFE = (
     ),
     Mutant(
         "delete takes whatever begins with the name",
-        ("MLF-SEC-008",),
+        ("MLF-SEC-008", "MLF-NAME-001"),
         plugin=around("delete_deployment", every_prefix),
     ),
     *(

@@ -640,6 +640,22 @@ def serves_latest(config: dict[str, Any]) -> bool:
     return True
 
 
+def latest_as_text(request: Request, forward: Forward) -> Answer:
+    """Take the highest versions in the order of their digits."""
+    answer = forward(request)
+    model = model_of(request)
+    if answer.status != 200:
+        return answer
+    config = told_config(model, forward)
+    count = config.get("version_policy", {}).get("latest", {}).get("num_versions")
+    if not count:
+        return answer
+    act(model, "load", forward, config=json.dumps(config | {"version_policy": {"all": {}}}))
+    versions = json.loads(forward(Request("GET", f"/v2/models/{model}")).body)["versions"]
+    highest = {"specific": {"versions": sorted(versions)[-count:]}}
+    return act(model, "load", forward, config=json.dumps(config | {"version_policy": highest}))
+
+
 def other_file(request: Request, forward: Forward) -> Answer:
     """Take no other file than model.py."""
     answer = forward(request)
@@ -790,10 +806,27 @@ CONTROL = (
         ("TRT-VERSION-002", "TRT-VERSION-003", "TRT-VERSION-004"),
         configured(serves_latest),
     ),
+    Mutant(
+        "the highest versions are those whose digits come last",
+        ("TRT-VERSION-009",),
+        only(LOAD, latest_as_text),
+    ),
     Mutant("the version that a request names is ignored", ("TRT-VERSION-005",), Versions()),
     *(
         Mutant(f"the configuration lacks {key}", ("TRT-CONFIG-001",), says(CONFIG, drop(key)))
         for key in ("name", "max_batch_size", "backend", "parameters", "input")
+    ),
+    *(
+        Mutant(f"the configuration lacks {key}", ("TRT-CONFIG-007",), says(CONFIG, drop(key)))
+        for key in ("dynamic_batching", "metric_tags")
+    ),
+    Mutant(
+        "the configuration tells the delay of no queue",
+        ("TRT-CONFIG-007",),
+        says(
+            CONFIG,
+            lambda it: it.get("dynamic_batching", {}).pop("max_queue_delay_microseconds", None) and None,
+        ),
     ),
     Mutant(
         "the configuration over gRPC lacks its parameters",

@@ -172,6 +172,7 @@ def test_served_follows_the_version_policy(policy: str, expected: tuple[int, ...
         ),
         ('model_warmup { name: "w" }', 'model_warmup "w" has batch_size 0'),
         ('instance_group { name: "a\'b" }', 'instance_group name "a\'b"'),
+        ('metric_tags { key: "a b" value: "c" }', 'metric_tags key "a b" is no label of Prometheus'),
     ],
 )
 def test_check_finds(text: str, words: str) -> None:
@@ -191,6 +192,7 @@ def test_check_finds(text: str, words: str) -> None:
         'input { name: "i" data_type: TYPE_FP32 dims: [ -1, 1 ] }',
         "version_policy { specific { versions: [ 2 ] } }",
         'model_warmup { name: "w" batch_size: 1 }',
+        'metric_tags { key: "_a1" value: "any text" }',
         'instance_group { name: "group_1" count: 0 }',
         'platform: "ensemble" ensemble_scheduling {}',
     ],

@@ -23,6 +23,7 @@ from mlflow_triton.errors import (
     ServerTimeout,
     TritonPluginError,
 )
+from mlflow_triton.options import HIGHEST_VERSION
 from mlflow_triton.tensors.decode import TritonPredictions
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ SEQUENCES = "sequence_batching { max_sequence_idle_microseconds: 60000000 }"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
     """A server with models that answer what they see of a request."""
     repository = tmp_path_factory.mktemp("requests") / "models"
-    for name, extra, versions in (("tells", QUEUE, (1, 3)), ("sequence", SEQUENCES, (1,))):
+    for name, extra, versions in (("tells", QUEUE, (1, HIGHEST_VERSION)), ("sequence", SEQUENCES, (1,))):
         for version in versions:
             (repository / name / str(version)).mkdir(parents=True)
             (repository / name / str(version) / "model.py").write_text(TELLS, encoding="utf-8")
@@ -204,7 +205,12 @@ def test_a_lossy_cast_is_asked_for(client: Any, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("target", "options"),
-    [("tells/1", {}), ("tells/3", {}), ("tells", {"version": 1}), ("tells/1", {"version": 1})],
+    [
+        ("tells/1", {}),
+        (f"tells/{HIGHEST_VERSION}", {}),
+        ("tells", {"version": 1}),
+        ("tells/1", {"version": 1}),
+    ],
 )
 def test_a_version_is_selected(client: Any, target: str, options: dict[str, Any]) -> None:
     """NAME/VERSION, or the argument, selects a version that is served."""
@@ -213,7 +219,7 @@ def test_a_version_is_selected(client: Any, target: str, options: dict[str, Any]
 
 def test_a_version_that_is_not_served(client: Any) -> None:
     """The error names the versions that are served; a model that is not there is said not to be there."""
-    with pytest.raises(DeploymentNotFound, match="serves no version 2 of 'tells', but 1, 3"):
+    with pytest.raises(DeploymentNotFound, match=f"serves no version 2 of 'tells', but 1, {HIGHEST_VERSION}"):
         client.predict("tells/2", X)
     with pytest.raises(DeploymentNotFound, match="serves no model 'nothing'"):
         client.predict("nothing/2", X)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mlflow_triton.errors import InvalidParameter
+from mlflow_triton.options import HIGHEST_VERSION
 from mlflow_triton.settings import header_problem
 from mlflow_triton.tensors.declared import shown
 
@@ -120,7 +121,7 @@ class RequestOptions:
 
 def _problems(options: RequestOptions) -> Iterator[str]:
     for name, highest in (
-        ("version", 2**31 - 1),
+        ("version", HIGHEST_VERSION),
         ("classification", 2**31 - 1),
         ("priority", 2**64 - 1),
     ):

@@ -100,6 +100,13 @@ REQUIREMENTS = (
     should(
         "MLF-GET-003", "get_deployment tells the version that answers and the model URI.", NVIDIA_PLUGIN, P
     ),
+    must(
+        "MLF-NAME-001",
+        "Names that differ in a letter's case, or of which one is the beginning of another, are of different deployments.",
+        DEPLOYMENTS,
+        P,
+        "backend:python",
+    ),
     must("MLF-PREDICT-001", "predict returns a PredictionsResponse.", DEPLOYMENTS, P),
     must("MLF-PREDICT-002", "predict for what is not deployed raises an MlflowException.", DEPLOYMENTS, P),
     must("MLF-PREDICT-003", "A PredictionsResponse writes the documented JSON.", DEPLOYMENTS, P),

@@ -65,6 +65,13 @@ REQUIREMENTS = (
         "backend:onnxruntime",
     ),
     must(
+        "MLF-ONNX-009",
+        "Whatever a config.pbtxt with the model says, the server tells of the deployment, field for field.",
+        NVIDIA_PLUGIN,
+        "backend:onnxruntime",
+        "extension:model_configuration",
+    ),
+    must(
         "MLF-TRITON-001",
         "A model directory arrives with every version, label file and nested folder.",
         NVIDIA_PLUGIN,
@@ -81,6 +88,19 @@ REQUIREMENTS = (
         "MLF-TRITON-004",
         "The directory that MLmodel names is deployed, and not another one beside it.",
         MODEL_FORMAT,
+        "backend:python",
+    ),
+    must(
+        "MLF-TRITON-005",
+        "Whatever the config.pbtxt of a model directory says, the server tells of the deployment, field for field.",
+        NVIDIA_PLUGIN,
+        "backend:python",
+        "extension:model_configuration",
+    ),
+    must(
+        "MLF-TRITON-006",
+        "Of any version directories those serve that the policy says; the highest of them answers.",
+        REPOSITORY,
         "backend:python",
     ),
     must("MLF-URI-001", "models:/NAME/VERSION names a model.", REGISTRY),

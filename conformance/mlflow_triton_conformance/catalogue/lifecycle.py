@@ -62,4 +62,18 @@ REQUIREMENTS = (
         "MLF-LIFE-013", "A deployment that somebody unloaded can be updated, and serves then.", DEPLOYMENTS, X
     ),
     must("MLF-LIFE-014", "A deployment that somebody unloaded can be deleted.", DEPLOYMENTS, X),
+    should(
+        "MLF-LIFE-015",
+        "After any doings of MLflow, of others and of the server, failing ones among them, each deployment is listed, "
+        "on disk, ready and answered as an oracle says.",
+        DEPLOYMENTS,
+        "backend:python",
+    ),
+    should(
+        "MLF-LIFE-016",
+        "The same holds where the server is restarted or killed in between.",
+        DEPLOYMENTS,
+        "backend:python",
+        "restart",
+    ),
 )

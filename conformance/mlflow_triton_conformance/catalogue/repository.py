@@ -44,6 +44,11 @@ REQUIREMENTS = (
         REPOSITORY,
     ),
     must(
+        "TRT-VERSION-009",
+        "Of any version directories those serve that the policy says, and each answers as itself.",
+        CONFIGURATION,
+    ),
+    must(
         "TRT-CONFIG-001",
         "The server tells a model's configuration.",
         CONFIGURATION_EXTENSION,
@@ -65,4 +70,10 @@ REQUIREMENTS = (
     must("TRT-CONFIG-004", "Parameters of the configuration reach the model.", CONFIGURATION),
     must("TRT-CONFIG-005", "An optional input may be left out.", CONFIGURATION),
     must("TRT-CONFIG-006", "An input that is reshaped reaches the model in its other shape.", CONFIGURATION),
+    must(
+        "TRT-CONFIG-007",
+        "Whatever a config.pbtxt says, in any order and layout, the server tells it, field for field.",
+        CONFIGURATION_EXTENSION,
+        "extension:model_configuration",
+    ),
 )

@@ -50,6 +50,12 @@ REQUIREMENTS = (
         "setting:TRITON_HEADERS",
     ),
     must(
+        "MLF-SEC-010",
+        "A name with a separator, a control character or a leading dot is refused by every verb, without any trace.",
+        SECURE,
+        P,
+    ),
+    must(
         "TRT-SEC-001", "A model name that leads out of the model repository loads nothing over HTTP.", SECURE
     ),
     should(
