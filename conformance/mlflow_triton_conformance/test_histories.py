@@ -87,11 +87,12 @@ def histories(*more: str) -> st.SearchStrategy[list[Step]]:
     """Draw what happens; with more verbs, one of them is among them, and something after it."""
     verbs = ["create", "create", "update", "update", "delete", "unload", "foreign"]
     step = st.builds(Step, st.sampled_from(verbs), st.integers(0, 1), st.sampled_from([UNLOADABLE, 1, 2, 2]))
-    steps = st.lists(step, min_size=3, max_size=6)
     if not more:
-        return steps
-    broken = st.builds(Step, st.sampled_from(more))
-    return st.builds(lambda first, it, then: [*first, it, *then], steps, broken, steps)
+        return st.lists(step, min_size=3, max_size=6)
+    few = st.lists(step, min_size=2, max_size=4)
+    return st.builds(
+        lambda before, it, then: [*before, it, *then], few, st.builds(Step, st.sampled_from(more)), few
+    )
 
 
 ORDINARY = [

@@ -955,12 +955,12 @@ LIFE = (
     ),
     Mutant(
         "what somebody unloaded cannot be updated",
-        ("MLF-LIFE-013",),
+        ("MLF-LIFE-013", "MLF-LIFE-015", "MLF-LIFE-016"),
         plugin=around("update_deployment", only_if_loaded),
     ),
     Mutant(
         "what somebody unloaded cannot be deleted",
-        ("MLF-LIFE-014",),
+        ("MLF-LIFE-014", "MLF-LIFE-015"),
         plugin=around("delete_deployment", only_if_loaded),
     ),
     Mutant("predict fails during an update", ("MLF-CONC-004",), plugin=busy_update),
