@@ -443,7 +443,7 @@ class Deployer:
         """
         self._repository.check()
         self._control.server()  # one error, if it is out of reach
-        wanted = list(dict.fromkeys(names)) or [record.name for record in self._repository.records()]
+        wanted = list(dict.fromkeys(names)) or self._repository.names()
         outcomes: dict[str, Restored] = {}
         with ThreadPoolExecutor(max_workers=PARALLEL_LOADS) as pool:
             for group in self._dependants.load_order(wanted):

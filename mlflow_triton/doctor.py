@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import mlflow
 
-from mlflow_triton.errors import TritonPluginError
+from mlflow_triton.errors import RepositoryError, TritonPluginError
 from mlflow_triton.models.tracking import foreign_errors, require_server, tracking_uri
 from mlflow_triton.recovery import Recovery
 from mlflow_triton.repository.local import LocalRepository
@@ -34,7 +34,7 @@ class Finding:
 
     Attributes:
         check: What was looked at.
-        level: ``ok``; ``warning``: a deployment works, but not as well as it could; ``failed``: none works.
+        level: ``ok``; ``warning``: a new deployment works, but not all is as it should be; ``failed``: none works.
         text: What was found and, unless it is well, what to do.
     """
 
@@ -165,7 +165,17 @@ def _repository(control: Control, settings: Settings) -> tuple[str, str]:
             f"{path} is writable, but is not what the server reads. Set TRITON_MODEL_REPO to the directory of the "
             "server's --model-repository, as mounted here."
         )
+    if corrupt := list(_corrupt(repository)):
+        return "warning", f"{path} is writable, and the server reads it. {' '.join(corrupt)}"
     return "ok", f"{path} is writable, and the server reads it"
+
+
+def _corrupt(repository: LocalRepository) -> Iterator[str]:
+    for name in repository.names():
+        try:
+            repository.record(name)
+        except RepositoryError as error:  # noqa: PERF203 - each one is told
+            yield error.message
 
 
 def _operations(control: Control, settings: Settings, *, repair: bool) -> tuple[str, str]:

@@ -21,7 +21,6 @@ from mlflow_triton.deploy import describe, operation_text
 from mlflow_triton.errors import InvalidSetting, RepositoryError, TritonPluginError
 from mlflow_triton.models.tracking import foreign_errors, require_server
 from mlflow_triton.recovery import Recovery
-from mlflow_triton.repository.claim import PREFIX
 from mlflow_triton.repository.layout import check_name
 from mlflow_triton.repository.local import LocalRepository
 from mlflow_triton.serving.control import Control
@@ -166,17 +165,8 @@ def report(settings: Settings, names: Sequence[str] = ()) -> Report:
 
 
 def _names(repository: LocalRepository, notices: dict[str, Notice]) -> list[str]:
-    found = {name for name, notice in notices.items() if notice.change is not None and not notice.held}
-    for entry in repository.path.iterdir():
-        if entry.name.startswith(PREFIX):
-            continue
-        try:
-            deployed = repository.record(entry.name) is not None
-        except RepositoryError:
-            deployed = True  # and its row says what is wrong with the record
-        if deployed:
-            found.add(entry.name)
-    return sorted(found)
+    interrupted = {name for name, notice in notices.items() if notice.change is not None and not notice.held}
+    return sorted(interrupted.union(repository.names()))
 
 
 def _on_disk(

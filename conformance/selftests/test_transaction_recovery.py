@@ -18,10 +18,12 @@ from click.testing import CliRunner
 from mlflow.deployments import get_deploy_client
 
 from mlflow_triton import cli, flavor
+from mlflow_triton.doctor import diagnose
 from mlflow_triton.embedded import EmbeddedTriton
 from mlflow_triton.errors import DeploymentBusy, DeploymentNotFound, InvalidModel, ServerTimeout
 from mlflow_triton.models.download import FICLONE
 from mlflow_triton.repository.claim import PREFIX
+from mlflow_triton.settings import Settings
 from mlflow_triton_conformance import models
 
 if TYPE_CHECKING:
@@ -224,7 +226,7 @@ def test_a_load_that_outlasts_everything_is_not_forgotten(place: Place) -> None:
 
 def test_restore(place: Place) -> None:
     """After a restart all deployments are loaded again with their ids; one that cannot be is named, with the reason."""
-    for number, name in enumerate(("m", "a", "b", "broken")):
+    for number, name in enumerate(("m", "a", "b", "broken", "lost")):
         place.client.create_deployment(name, place.model(float(number)))
     place.server.stop()
     (place.repository / "broken" / "1" / "model.onnx").write_bytes(b"garbage")
@@ -243,6 +245,14 @@ def test_restore(place: Place) -> None:
     assert all(lines[name].startswith(f"ok       {name}: loaded in ") for name in ("a", "b"))
     assert lines["broken"].startswith("failed   broken: ")
     assert "could not load 'broken'" in lines["broken"]
+    (place.repository / "lost" / "mlflow-meta.json").write_text("{", encoding="utf-8")
+    words = "The record of 'lost' is corrupt"
+    result = CliRunner().invoke(cli.main, ["restore", "-t", place.target])
+    assert (result.exit_code, f"failed   lost: {words}" in result.output) == (1, True)
+    (finding,) = (
+        one for one in diagnose(Settings.parse(place.target, {})) if one.check == "model repository"
+    )
+    assert (finding.level, words in finding.text) == ("warning", True)
     for name in ("m", "a", "b"):
         assert place.client.get_deployment(name)["in_sync"] is True
     broken = place.client.get_deployment("broken")

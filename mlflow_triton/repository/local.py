@@ -126,9 +126,21 @@ class LocalRepository:
             with suppress(OSError):
                 yield name, read_small(self.path / name / CONFIG_FILE)
 
+    def names(self) -> list[str]:
+        """List every deployment, also one whose record is corrupt."""
+        found = []
+        for name in sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(PREFIX)):
+            try:
+                deployed = self.record(name) is not None
+            except RepositoryError:
+                deployed = True
+            if deployed:
+                found.append(name)
+        return found
+
     def records(self) -> Iterator[Record]:
         """Yield the record of every deployment, by name; a corrupt one is logged and left out."""
-        for name in sorted(entry.name for entry in self.path.iterdir()):
+        for name in self.names():
             try:
                 record = self.record(name)
             except RepositoryError as error:
