@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 HOSTILE = "</pre></script><script>document.title='owned'</script><img src=http://evil.example/x onerror=alert(1)>{{7*7}}'\""
 RESULTS = ["passed", "failed", "skipped", "not run", "expected failure", "unexpected pass"]
 PHONE = 360  # CSS pixels
+A4 = 718  # CSS pixels, between margins of 1 cm
 WORST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3 (AA)
 
 
@@ -493,3 +494,16 @@ def test_print(reader: Reader) -> None:
     printed = base64.b64decode(reader.driver.print_page())
     assert printed.startswith(b"%PDF")
     assert io.BytesIO(printed).getbuffer().nbytes > 20_000
+
+
+@pytest.mark.slow
+def test_many_reports(reader: Reader) -> None:
+    """A comparison of thirteen reports is no wider than a phone or a sheet of paper, and shows every one's result."""
+    text = page.compare([made()] * 13)
+    reader.open(text, width=PHONE)
+    assert reader.ask(OVERFLOW) == 0
+    assert reader.ask("document.querySelector('.requirement').querySelectorAll('.cell').length") == 13
+    reader.open(text, width=A4)
+    reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert reader.ask(OVERFLOW) == 0
+    reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
