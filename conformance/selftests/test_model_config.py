@@ -172,7 +172,8 @@ def test_served_follows_the_version_policy(policy: str, expected: tuple[int, ...
         ),
         ('model_warmup { name: "w" }', 'model_warmup "w" has batch_size 0'),
         ('instance_group { name: "a\'b" }', 'instance_group name "a\'b"'),
-        ('metric_tags { key: "a b" value: "c" }', 'metric_tags key "a b" is no label of Prometheus'),
+        ('metric_tags { key: "a b" value: "c" }', 'metric_tags key "a b" makes no label of Prometheus'),
+        ('metric_tags { key: "_a" value: "c" }', 'metric_tags key "_a" makes no label'),
     ],
 )
 def test_check_finds(text: str, words: str) -> None:
@@ -192,7 +193,7 @@ def test_check_finds(text: str, words: str) -> None:
         'input { name: "i" data_type: TYPE_FP32 dims: [ -1, 1 ] }',
         "version_policy { specific { versions: [ 2 ] } }",
         'model_warmup { name: "w" batch_size: 1 }',
-        'metric_tags { key: "_a1" value: "any text" }',
+        'metric_tags { key: "1a_b" value: "any text" }',
         'instance_group { name: "group_1" count: 0 }',
         'platform: "ensemble" ensemble_scheduling {}',
     ],

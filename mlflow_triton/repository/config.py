@@ -37,8 +37,8 @@ _NO_VALUE: Final = re.compile(
 )
 _LONGEST_PROBLEM: Final = 300
 _LIBRARY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-# What Prometheus takes for a label; Triton ends on any other one when it makes the model's metrics.
-_LABEL: Final = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*")
+# What Prometheus takes for a label with the "_" that Triton puts before it; Triton ends on any other one (measured).
+_LABEL: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_]*)?")
 # An instance's name is a part of its stub process's command line.
 _UNSAFE_IN_COMMAND: Final = re.compile(r"[\s\"'`$\\;&|<>(){}\[\]*?!#~]")
 # What tritonserver 2.51 maps to a backend; any other platform without a backend is a poll failure.
@@ -207,8 +207,8 @@ def check(config: ModelConfig, *, name: str | None, versions: Collection[int] | 
             if _UNSAFE_IN_COMMAND.search(group.name)
         ),
         *(
-            f"metric_tags key {_quoted(key)} is no label of Prometheus, and would end the server: use letters, digits "
-            "and '_', beginning with one letter or '_'"
+            f"metric_tags key {_quoted(key)} makes no label of Prometheus, and would end the server: use ASCII letters, "
+            "digits and '_', beginning with a letter or a digit"
             for key in sorted(config.metric_tags)
             if not _LABEL.fullmatch(key)
         ),
