@@ -6,6 +6,7 @@ beside it. What a server tells of it has more: it completes what is left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from google.protobuf.message import Message
 
@@ -251,12 +252,12 @@ def written(draw: st.DrawFn, config: Any) -> Written:
 def _fields(draw: st.DrawFn, message: Message) -> list[str]:
     parts: list[str] = []
     for field, value in message.ListFields():
-        if not field.is_repeated:
-            parts.append(_field(draw, field, value))
-        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+        if isinstance(value, Mapping):
             for key in value:
                 entry = GetMessageClass(field.message_type)(key=key, value=value[key])
                 parts.append(_field(draw, field, entry))
+        elif not isinstance(value, MutableSequence):
+            parts.append(_field(draw, field, value))
         elif draw(st.booleans()):
             inner = f"{_space(draw)},{_space(draw)}".join(_value(draw, field, it) for it in value)
             parts.append(f"{field.name}:{_space(draw)}[{_space(draw)}{inner}{_space(draw)}]{_space(draw)}")
@@ -334,9 +335,9 @@ def _different(asked: Any, told: Any, where: str) -> list[str]:
         if field.message_type is None:
             if value != other:
                 found.append(f"{place}: asked {value!r}, told {other!r}")
-        elif field.message_type.GetOptions().map_entry:
+        elif isinstance(value, Mapping):
             found += _missing(value, other, place)
-        elif field.is_repeated:
+        elif isinstance(value, MutableSequence):
             if len(value) != len(other):
                 found.append(f"{place}: asked {len(value)}, told {len(other)}")
             for number, (one, another) in enumerate(zip(value, other, strict=False)):
