@@ -252,7 +252,7 @@ def written(draw: st.DrawFn, config: Any) -> Written:
 def _fields(draw: st.DrawFn, message: Message) -> list[str]:
     parts: list[str] = []
     for field, value in message.ListFields():
-        if isinstance(value, Mapping):
+        if field.message_type is not None and isinstance(value, Mapping):
             for key in value:
                 entry = GetMessageClass(field.message_type)(key=key, value=value[key])
                 parts.append(_field(draw, field, entry))
