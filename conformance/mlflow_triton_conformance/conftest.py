@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from tritonclient.grpc import InferenceServerClient
 
 from mlflow_triton_conformance import capabilities as discovery
-from mlflow_triton_conformance import options, plugin, plugins
+from mlflow_triton_conformance import models, options, plugin, plugins
 from mlflow_triton_conformance.catalogue import CATALOGUE
 from mlflow_triton_conformance.protocol import Protocol
 from mlflow_triton_conformance.results import LONGEST
@@ -208,6 +208,23 @@ def onnx_backend(capabilities: Capabilities) -> None:
     """Skip a test that deploys an ONNX model to a server without the backend for it."""
     if reason := capabilities.missing(["backend:onnxruntime"]):
         pytest.skip(f"does not apply without {reason}")
+
+
+@pytest.fixture(scope="session")
+def saved(onnx_backend: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
+    """Save a model that adds a value to its input ``x`` (FP32, ``[-1, 1]``); return its path, the same each time."""
+    import mlflow.onnx  # noqa: PLC0415 - slow, and a server alone does not need it
+
+    paths: dict[float, str] = {}
+
+    def save(value: float) -> str:
+        if value not in paths:
+            path = tmp_path_factory.mktemp("saved") / "model"
+            mlflow.onnx.save_model(models.constant(value), str(path), pip_requirements=["onnx"])
+            paths[value] = str(path)
+        return paths[value]
+
+    return save
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -11,7 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["constant", "unloadable", "with_weights", "write_python"]
+__all__ = ["answered", "constant", "unloadable", "with_weights", "write_python"]
+
+
+def answered(response: Any) -> dict[str, Any]:
+    """Outputs by name, of an answer of any plugin's: a PredictionsResponse or a dict, or NVIDIA's DataFrame."""
+    return dict(response["outputs"].items())
 
 
 def constant(value: float) -> onnx.ModelProto:

@@ -8,16 +8,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import numpy as np
 import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
-from mlflow_triton_conformance import models
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from typing_extensions import Self
 
     from mlflow_triton_conformance.protocol import Protocol
 
@@ -25,46 +24,49 @@ requirement = pytest.mark.requirement
 PATIENCE = 30.0  # seconds
 
 
-@pytest.fixture(scope="module")
-def saved(onnx_backend: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
-    """Save a model that adds a value; return its path."""
-
-    def save(value: float) -> str:
-        path = tmp_path_factory.mktemp("saved") / "model"
-        mlflow.onnx.save_model(models.constant(value), str(path), pip_requirements=["onnx"])
-        return str(path)
-
-    return save
-
-
 def answers(client: Any, name: str, x: float = 0.0) -> float:
     """Ask a deployment."""
     return float(client.predict(name, {"x": np.array([[x]], np.float32)})["outputs"]["y"][0][0])
 
 
-@requirement("MLF-CONC-001", "MLF-CONC-002")
+def created_twice(target: str, name: str, uris: Iterable[str]) -> list[Exception | None]:
+    """Create a deployment at once from each of two models; return what became of each."""
+    start = threading.Barrier(2)
+
+    def create(uri: str) -> Exception | None:
+        client = get_deploy_client(target)
+        start.wait()
+        try:
+            client.create_deployment(name, uri, flavor="onnx")
+        except Exception as error:  # noqa: BLE001 - of which kind it is is a test's affair
+            return error
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(create, uris))
+
+
+@requirement("MLF-CONC-001")
 def test_one_name(
+    deployment_client: Any, deployment_name: str, saved: Callable[[float], str], target: str
+) -> None:
+    """Of two that create one deployment, one is told that it could not."""
+    found = created_twice(target, deployment_name, [saved(1.0), saved(2.0)])
+    assert [isinstance(it, MlflowException) for it in found if it is not None] == [True], found
+
+
+@requirement("MLF-CONC-002")
+def test_the_record_tells_what_serves(
     deployment_client: Any,
     deployment_name: str,
     saved: Callable[[float], str],
     target: str,
     protocol: Protocol,
 ) -> None:
-    """Of two that create one deployment one fails, and what serves is the model that the record names."""
+    """After two have created one deployment, what serves is the model that the record names."""
     uris = {saved(value): value for value in (1.0, 2.0)}
-    start = threading.Barrier(2)
-
-    def create(uri: str) -> bool:
-        client = get_deploy_client(target)
-        start.wait()
-        try:
-            client.create_deployment(deployment_name, uri, flavor="onnx")
-        except MlflowException:
-            return False
-        return True
-
-    with ThreadPoolExecutor(2) as pool:
-        assert sorted(pool.map(create, uris)) == [False, True]
+    found = created_twice(target, deployment_name, uris)
+    assert None in found, found
     record = json.loads((protocol.server.model_repository / deployment_name / "mlflow-meta.json").read_text())
     assert answers(deployment_client, deployment_name) == uris[record["mlflow_model_uri"]]
 
@@ -84,48 +86,80 @@ def test_two_names(
     assert {name: answers(deployment_client, name) for name in wanted} == wanted
 
 
-@requirement("MLF-CONC-004", "MLF-CONC-005", "MLF-CONC-006")
+class Asking:
+    """Threads that ask a deployment again and again, each with numbers of its own.
+
+    Args:
+        client: The client of each thread.
+        name: The deployment's.
+        expected: What the deployment may add as of now.
+    """
+
+    def __init__(self, client: Callable[[], Any], name: str, expected: Callable[[], set[float]]) -> None:
+        self._client, self._name, self._expected = client, name, expected
+        self._done = threading.Event()
+        self.wrong: list[Any] = []
+        self.failed: list[Exception] = []
+        self.counts: list[int] = []
+        # Not of a pool, whose end waits for them: a client that cannot be shared may hold them for ever.
+        self._threads = [
+            threading.Thread(target=self._ask, args=(float(number),), daemon=True) for number in range(4)
+        ]
+
+    def _ask(self, first: float) -> None:
+        client, x = self._client(), first
+        while not self._done.is_set():
+            expected = {x + added for added in self._expected()}
+            try:
+                found = answers(client, self._name, x)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is a request that failed
+                self.failed.append(error)
+                break
+            if found not in expected:
+                self.wrong.append((x, found, expected))
+            x += 8.0
+        self.counts.append(int((x - first) / 8))
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
+        self._done.set()
+        deadline = time.monotonic() + PATIENCE
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        stuck = sum(thread.is_alive() for thread in self._threads)
+        assert stuck == 0, f"{stuck} of {len(self._threads)} threads did not come back in {PATIENCE:g} s"
+        if kind is None:
+            assert self.failed or min(self.counts) > 0
+
+    def go_on(self, seconds: float) -> None:
+        """Let them ask for so long."""
+        self._done.wait(seconds)
+
+
+@requirement("MLF-CONC-004", "MLF-CONC-005")
 def test_update_under_load(
     deployment_client: Any, deployment_name: str, saved: Callable[[float], str], target: str
 ) -> None:
-    """Threads that share a client get their own answers during an update, of the new model once it has returned."""
-    client = deployment_client
-    client.create_deployment(deployment_name, saved(0.25), flavor="onnx")
-    updated, done = threading.Event(), threading.Event()
-    wrong: list[Any] = []
-
-    counts: list[int] = []
-
-    def ask(first: float) -> None:
-        x = first
-        while not done.is_set():
-            expected = {x + 0.75} if updated.is_set() else {x + 0.25, x + 0.75}
-            try:
-                found = answers(client, deployment_name, x)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is a request that failed
-                wrong.append(error)
-                break
-            if found not in expected:
-                wrong.append((x, found, expected))
-            x += 8.0
-        counts.append(int((x - first) / 8))
-
-    # Not of a pool, whose end waits for them: a client that cannot be shared may hold them for ever.
-    threads = [threading.Thread(target=ask, args=(float(number),), daemon=True) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        get_deploy_client(target).update_deployment(deployment_name, saved(0.75), flavor="onnx")
+    """No request fails during an update, and the new model answers once it has returned."""
+    client, name = deployment_client, deployment_name
+    client.create_deployment(name, saved(0.25), flavor="onnx")
+    updated = threading.Event()
+    clients = iter([get_deploy_client(target) for _ in range(4)])
+    with Asking(lambda: next(clients), name, lambda: {0.75} if updated.is_set() else {0.25, 0.75}) as asking:
+        client.update_deployment(name, saved(0.75), flavor="onnx")
         updated.set()
-        done.wait(0.3)
-    finally:
-        done.set()
-    deadline = time.monotonic() + PATIENCE
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    stuck = sum(thread.is_alive() for thread in threads)
-    assert stuck == 0, (
-        f"{stuck} of {len(threads)} threads that share a client did not come back in {PATIENCE:g} s"
-    )
-    assert wrong == []
-    assert min(counts) > 0
+        asking.go_on(0.3)
+    assert (asking.failed, asking.wrong) == ([], [])
+
+
+@requirement("MLF-CONC-006")
+def test_a_shared_client(deployment_client: Any, deployment_name: str, saved: Callable[[float], str]) -> None:
+    """Threads that share a client get each its own answers."""
+    deployment_client.create_deployment(deployment_name, saved(0.25), flavor="onnx")
+    with Asking(lambda: deployment_client, deployment_name, lambda: {0.25}) as asking:
+        asking.go_on(0.3)
+    assert (asking.failed, asking.wrong) == ([], [])

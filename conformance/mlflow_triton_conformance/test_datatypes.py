@@ -14,6 +14,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 
 from mlflow_triton_conformance import zoo as models
 from mlflow_triton_conformance.catalogue.datatypes import DATATYPES
+from mlflow_triton_conformance.models import answered
 from mlflow_triton_conformance.wire import NUMPY, binary, request, tensor, unpacked
 from pytest_mlflow_triton.assertions import assert_tensors_equal
 from pytest_mlflow_triton.strategies import tensors
@@ -118,7 +119,7 @@ def test_predict(echo: tuple[Any, str], datatype: str, data: st.DataObject) -> N
     """Any tensor comes back through predict bit for bit, bytes that are UTF-8 as text."""
     client, name = echo
     array = data.draw(tensors(datatype, OPEN))
-    outputs = client.predict(name, {f"IN_{datatype}": array})["outputs"]
+    outputs = answered(client.predict(name, {f"IN_{datatype}": array}))
     assert list(outputs) == [f"OUT_{datatype}"]
     assert_tensors_equal(outputs[f"OUT_{datatype}"], array, inputs={f"IN_{datatype}": array})
 

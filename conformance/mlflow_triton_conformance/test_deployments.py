@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from click.testing import CliRunner
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse, cli
 from mlflow.exceptions import MlflowException
 
-from mlflow_triton_conformance import models, plugins
+from mlflow_triton_conformance import plugins
+from mlflow_triton_conformance.wire import request, tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,18 +33,6 @@ METHODS = (
     "predict",
 )
 X = {"x": np.ones((1, 1), np.float32)}
-
-
-@pytest.fixture(scope="module")
-def saved(onnx_backend: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], str]:
-    """Save a model that adds a value; return its path."""
-
-    def save(value: float) -> str:
-        path = tmp_path_factory.mktemp("saved") / "model"
-        mlflow.onnx.save_model(models.constant(value), str(path), pip_requirements=["onnx"])
-        return str(path)
-
-    return save
 
 
 @pytest.fixture(scope="module")
@@ -211,16 +201,44 @@ def test_predict(
     assert isinstance(response, PredictionsResponse)
 
 
-@requirement("MLF-DELETE-001", "MLF-DELETE-003", "MLF-DELETE-004")
-def test_delete(
-    deployment_client: Any, deployment_name: str, saved: Callable[[float], str], protocol: Protocol
-) -> None:
-    """What was deleted is neither listed nor there, and answers nothing."""
-    deployment_client.create_deployment(deployment_name, saved(7.0), flavor="onnx")
-    deployment_client.delete_deployment(deployment_name)
-    assert deployment_name not in [it["name"] for it in deployment_client.list_deployments()]
-    assert not protocol.is_ready(deployment_name)
-    assert not (protocol.server.model_repository / deployment_name).exists()
+@pytest.fixture(scope="module")
+def deleted(module_client: Any, saved: Callable[[float], str], protocol: Protocol) -> Iterator[str]:
+    """The name of a deployment that was created and deleted."""
+    name = f"deleted-{uuid.uuid4().hex[:8]}"
+    module_client.create_deployment(name, saved(7.0), flavor="onnx")
+    module_client.delete_deployment(name)
+    yield name
+    protocol.remove(name)
+    shutil.rmtree(protocol.server.model_repository / name, ignore_errors=True)
+
+
+@requirement("MLF-DELETE-001")
+def test_deleted_is_not_listed(module_client: Any, deleted: str) -> None:
+    """What was deleted is not listed."""
+    assert deleted not in [it["name"] for it in module_client.list_deployments()]
+
+
+@requirement("MLF-DELETE-003")
+def test_deleted_does_not_serve(protocol: Protocol, deleted: str) -> None:
+    """What was deleted is not ready, and answers nothing."""
+    assert not protocol.is_ready(deleted)
+    assert protocol.infer(deleted, request(tensor("x", "FP32", [1, 1], [1.0]))).status >= 400
+
+
+@requirement("MLF-DELETE-004")
+def test_deleted_leaves_no_files(protocol: Protocol, deleted: str) -> None:
+    """What was deleted is not in the model repository."""
+    assert not (protocol.server.model_repository / deleted).exists()
+
+
+@requirement("MLF-LIFE-007")
+def test_created_again(module_client: Any, deleted: str, saved: Callable[[float], str]) -> None:
+    """What was deleted can be created again, and serves."""
+    module_client.create_deployment(deleted, saved(1.0), flavor="onnx")
+    try:
+        assert adds(module_client, deleted) == 1.0
+    finally:
+        module_client.delete_deployment(deleted)
 
 
 def missing(call: Callable[[], object]) -> None:

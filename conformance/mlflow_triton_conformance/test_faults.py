@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow_triton_conformance.protocol import Protocol
 
 requirement = pytest.mark.requirement
+X = {"x": np.ones((1, 1), np.float32)}
 SILENT, GARBAGE = b"", b"SSH-2.0-OpenSSH_9.2p1\r\n"
 CUT = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n{"
 
@@ -83,7 +84,7 @@ def test_no_triton(deployment_client: Any, target: str, monkeypatch: pytest.Monk
         for call in (
             client.list_deployments,
             lambda: client.get_deployment("any"),
-            lambda: client.predict("any", {"x": [[1.0]]}),
+            lambda: client.predict("any", X),
         ):
             with pytest.raises(MlflowException):
                 call()
@@ -97,7 +98,7 @@ def test_hanging(deployment_client: Any, target: str, monkeypatch: pytest.Monkey
         monkeypatch.setenv("TRITON_URL", url)
         started = time.monotonic()
         with pytest.raises(MlflowException):
-            get_deploy_client(target).predict("any", {"x": [[1.0]]})
+            get_deploy_client(target).predict("any", X)
         assert time.monotonic() - started < 20
 
 
@@ -109,7 +110,7 @@ def test_headers_are_not_told(deployment_client: Any, target: str, monkeypatch: 
     with stub(CUT, hangs=False) as url:
         monkeypatch.setenv("TRITON_URL", url)
         client = get_deploy_client(target)
-        for call in (client.list_deployments, lambda: client.predict("any", {"x": [[1.0]]})):
+        for call in (client.list_deployments, lambda: client.predict("any", X)):
             with pytest.raises(MlflowException) as caught:
                 call()
             assert secret not in str(caught.value)
@@ -119,7 +120,7 @@ def test_headers_are_not_told(deployment_client: Any, target: str, monkeypatch: 
 def test_model_that_fails(module_client: Any, protocol: Protocol, zoo: dict[str, str]) -> None:
     """What a model says of its failure is in the MlflowException."""
     with pytest.raises(MlflowException, match="the model fails"):
-        module_client.predict(zoo["add"], {"x": [[float("inf")]]})
+        module_client.predict(zoo["add"], {"x": np.full((1, 1), np.inf, np.float32)})
 
 
 @requirement("TRT-FAULT-001")

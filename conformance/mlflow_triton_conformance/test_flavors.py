@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,17 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_triton_conformance import models
 from mlflow_triton_conformance.cases import cases
+from mlflow_triton_conformance.models import answered
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_mlflow_triton.handles import PublishOnnx, PublishTriton, TritonServer
+
+
+def adds(client: Any, name: str) -> float:
+    """Ask a deployment of `models.constant` what it adds."""
+    return float(answered(client.predict(name, {"x": np.zeros((1, 1), np.float32)}))["y"][0][0])
 
 
 @pytest.fixture
@@ -33,12 +42,12 @@ def test_external_data(
     """An ONNX model whose 8 MB of weights MLflow keeps in a file beside it deploys and predicts."""
     weights = np.arange(2 * 1024 * 1024, dtype=np.float32)
     uri = publish_onnx(models.with_weights(weights))
-    deployment_client.create_deployment(deployment_name, uri)
+    deployment_client.create_deployment(deployment_name, uri, flavor="onnx")
     (data,) = [path for path in (deployed / "1").iterdir() if path.name != "model.onnx"]
     assert data.stat().st_size == weights.nbytes == 8 * 1024 * 1024
     x = np.ones((1, len(weights)), np.float32)
     response = deployment_client.predict(deployment_name, {"x": x})
-    np.testing.assert_array_equal(weights[None] + 1, response["outputs"]["y"], strict=True)
+    np.testing.assert_array_equal(weights[None] + 1, answered(response)["y"], strict=True)
 
 
 @pytest.mark.requirement("MLF-ONNX-003")
@@ -53,7 +62,7 @@ def test_external_data_missing(
     data = local / next(entry.value for entry in initializer.external_data if entry.key == "location")
     data.unlink()
     with pytest.raises(MlflowException, match=data.name) as caught:
-        deployment_client.create_deployment(deployment_name, str(local))
+        deployment_client.create_deployment(deployment_name, str(local), flavor="onnx")
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
     assert not deployed.exists()
 
@@ -80,7 +89,7 @@ def test_config_found_in_the_model(
     place.mkdir(exist_ok=True)
     (place / "config.pbtxt").write_text(config)
     (place / "names.txt").write_text("one\n")
-    deployment_client.create_deployment(deployment_name, str(local))
+    deployment_client.create_deployment(deployment_name, str(local), flavor="onnx")
     assert (deployed / "config.pbtxt").read_text() == config
     assert (deployed / "names.txt").read_text() == "one\n"
     assert not (deployed / "requirements.txt").exists()
@@ -94,7 +103,7 @@ def test_no_config(
     """A model without a config.pbtxt gets one that lets the server complete it."""
     deployment_client.create_deployment(deployment_name, publish_onnx(models.constant(2.0)), flavor="onnx")
     assert 'backend: "onnxruntime"' in (deployed / "config.pbtxt").read_text()
-    assert deployment_client.predict(deployment_name, [[1.0]])["outputs"]["y"].tolist() == [[3.0]]
+    assert adds(deployment_client, deployment_name) == 2.0
 
 
 @pytest.mark.requirement("MLF-OPTION-004")
@@ -104,30 +113,44 @@ def test_version_option(
 ) -> None:
     """`-C version=7` deploys an onnx model as Triton's version 7."""
     uri = publish_onnx(models.constant(2.0))
-    result = deployment_client.create_deployment(deployment_name, uri, config={"version": "7"})
+    result = deployment_client.create_deployment(deployment_name, uri, flavor="onnx", config={"version": "7"})
     assert result["version"] == "7"
     assert (deployed / "7" / "model.onnx").is_file()
     assert not (deployed / "1").exists()
 
 
-@pytest.mark.requirement("MLF-TRITON-001", "MLF-TRITON-003")
-def test_whole_triton_directory(
-    deployment_client: Any,
-    deployment_name: str,
-    publish_triton: PublishTriton,
-    deployed: Path,
-    tmp_path: Path,
-) -> None:
-    """A triton model arrives with every version, label file and nested folder; the highest version answers."""
-    directory = models.write_python(tmp_path / "several", {1: 10, 3: 30})
-    uri = publish_triton(directory)
-    result = deployment_client.create_deployment(deployment_name, uri)
-    assert (result["flavor"], result["version"], result["versions"]) == ("triton", "3", [1, 3])
+@pytest.fixture(scope="module")
+def several(
+    module_client: Any, triton_server: TritonServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Path]]:
+    """A model directory with the versions 1 and 3, and where it was deployed."""
+    from mlflow_triton import flavor  # noqa: PLC0415 - slow, and a server alone does not need it
+
+    directory = models.write_python(tmp_path_factory.mktemp("source") / "several", {1: 10, 3: 30})
+    saved = tmp_path_factory.mktemp("saved") / "model"
+    flavor.save_model(directory, saved)
+    name = f"several-{uuid.uuid4().hex[:8]}"
+    module_client.create_deployment(name, str(saved), flavor="triton")
+    yield directory, triton_server.model_repository / name
+    module_client.delete_deployment(name)
+
+
+@pytest.mark.requirement("MLF-TRITON-001")
+def test_whole_triton_directory(several: tuple[Path, Path]) -> None:
+    """A triton model arrives with every version, label file and nested folder."""
+    directory, deployed = several
     for source in (path for path in directory.rglob("*") if path.is_file()):
         assert (deployed / source.relative_to(directory)).read_bytes() == source.read_bytes()
-    (listed,) = [entry for entry in deployment_client.list_deployments() if entry["name"] == deployment_name]
-    assert listed["version"] == "3"
-    assert deployment_client.predict(deployment_name, {"x": [0]})["outputs"]["y"].tolist() == [3030]
+
+
+@pytest.mark.requirement("MLF-TRITON-003")
+def test_the_highest_version(module_client: Any, several: tuple[Path, Path]) -> None:
+    """The highest version answers, and list and get tell that one."""
+    name = several[1].name
+    answer = answered(module_client.predict(name, {"x": np.zeros(1, np.int32)}))
+    assert answer["y"].tolist() == [3030]
+    (listed,) = [entry for entry in module_client.list_deployments() if entry["name"] == name]
+    assert (listed["version"], module_client.get_deployment(name)["version"]) == ("3", "3")
 
 
 @pytest.mark.requirement("MLF-TRITON-004")
@@ -143,7 +166,7 @@ def test_named_directory_is_taken(
     uri = publish_triton(models.write_python(tmp_path / "wanted", {1: 1}))
     local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "model")))
     models.write_python(local / "a_decoy", {1: 666})
-    deployment_client.create_deployment(deployment_name, str(local))
+    deployment_client.create_deployment(deployment_name, str(local), flavor="triton")
     assert (deployed / "1" / "assets" / "value.txt").read_text() == "1"
 
 
@@ -163,7 +186,7 @@ def test_nothing_survives_an_update(
     deployment_client.update_deployment(deployment_name, publish_onnx(models.constant(5.0)), flavor="onnx")
     found = {str(path.relative_to(deployed)) for path in deployed.rglob("*") if path.is_file()}
     assert found == {"config.pbtxt", "mlflow-meta.json", "1/model.onnx"}
-    assert deployment_client.predict(deployment_name, {"x": [[1.0]]})["outputs"]["y"].tolist() == [[6.0]]
+    assert adds(deployment_client, deployment_name) == 5.0
 
 
 @pytest.mark.requirement("MLF-LIFE-004")
@@ -174,10 +197,8 @@ def test_back_to_an_older_model(
     older, newer = publish_onnx(models.constant(1.0)), publish_onnx(models.constant(2.0))
     deployment_client.create_deployment(deployment_name, older, flavor="onnx")
     for uri, expected in [(newer, 2.0), (older, 1.0), (newer, 2.0)]:
-        deployment_client.update_deployment(deployment_name, uri)
-        assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [
-            [expected]
-        ]
+        deployment_client.update_deployment(deployment_name, uri, flavor="onnx")
+        assert adds(deployment_client, deployment_name) == expected
 
 
 @pytest.mark.requirement("MLF-DELETE-003", "MLF-DELETE-004")
@@ -190,7 +211,7 @@ def test_delete_leaves_nothing(
     deployment_client.delete_deployment(deployment_name)
     assert not deployed.exists()
     with pytest.raises(MlflowException) as caught:
-        deployment_client.predict(deployment_name, {"x": [[0]]})
+        adds(deployment_client, deployment_name)
     assert caught.value.error_code == "RESOURCE_DOES_NOT_EXIST"
     deployment_client.delete_deployment(deployment_name)
 
@@ -243,7 +264,7 @@ def test_model_uris(
     mlflow.onnx.save_model(models.constant(4.0), str(path), pip_requirements=["onnx"])
     before = sorted(path.rglob("*"))
     deployment_client.create_deployment(deployment_name, form.format(name=name, path=path), flavor="onnx")
-    assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [[4.0]]
+    assert adds(deployment_client, deployment_name) == 4.0
     assert sorted(path.rglob("*")) == before
 
 

@@ -17,6 +17,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_conformance import onnx_standard, options
+from mlflow_triton_conformance.models import answered
 from pytest_mlflow_triton.fixtures.deployments import mlflow_at
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Line:
         try:
             client.create_deployment(name, uri, flavor="onnx")
             try:
-                return case.check(lambda inputs: client.predict(name, inputs)["outputs"])
+                return case.check(lambda inputs: answered(client.predict(name, inputs)))
             finally:
                 client.delete_deployment(name)
         except MlflowException as error:

@@ -14,12 +14,15 @@ from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_conformance import models
+from mlflow_triton_conformance.models import answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from pytest_mlflow_triton.handles import PublishOnnx, PublishTriton, TritonServer
+
+X = {"x": np.zeros((1, 1), np.float32)}
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_options_of_a_model_without_configuration(
         "preferred_batch_size": [2, 4],
         "parameters": {"a": "1"},
     }
-    response = deployment_client.predict(deployment_name, {"x": [[1]] * 16})
+    response = deployment_client.predict(deployment_name, {"x": np.ones((16, 1), np.float32)})
     assert response["outputs"]["y"].tolist() == [[2.0]] * 16
     got = deployment_client.get_deployment(deployment_name)
     assert (got["in_sync"], got["options"]) == (True, created["options"])
@@ -307,6 +310,6 @@ def test_keep_previous_of_a_model_without_configuration(
     deployment_client.update_deployment(
         deployment_name, publish_onnx(models.constant(2.0)), config={"keep_previous": "true"}
     )
-    assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [[2.0]]
+    assert answered(deployment_client.predict(deployment_name, X))["y"].tolist() == [[2.0]]
     assert deployment_client.rollback_deployment(deployment_name)["mlflow_model_uri"] == uri
-    assert deployment_client.predict(deployment_name, {"x": [[0]]})["outputs"]["y"].tolist() == [[1.0]]
+    assert answered(deployment_client.predict(deployment_name, X))["y"].tolist() == [[1.0]]

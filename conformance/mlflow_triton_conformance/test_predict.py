@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from mlflow.deployments import PredictionsResponse
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_conformance.cases import cases
+from mlflow_triton_conformance.models import answered
 from pytest_mlflow_triton import example
 
 if TYPE_CHECKING:
@@ -33,10 +33,9 @@ class Subject:
         self._client = client
         self.name = name
 
-    def __call__(self, inputs: Any) -> PredictionsResponse:
+    def __call__(self, inputs: Any) -> Any:
         """Predict."""
-        response: PredictionsResponse = self._client.predict(self.name, inputs)
-        return response
+        return self._client.predict(self.name, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +59,12 @@ def expected(inputs: Arrays) -> Arrays:
         return {"OUTPUT0": (a + b).astype(np.int32), "OUTPUT1": (a - b).astype(np.int32)}
 
 
-def check(inputs: Arrays, response: PredictionsResponse) -> None:
+def check(inputs: Arrays, response: Any) -> None:
     """Compare a response with `expected`, bit by bit."""
-    wanted = expected(inputs)
-    assert list(response["outputs"]) == list(wanted)
+    wanted, found = expected(inputs), answered(response)
+    assert list(found) == list(wanted)
     for name, array in wanted.items():
-        np.testing.assert_array_equal(array, response["outputs"][name], strict=True)
+        np.testing.assert_array_equal(array, found[name], strict=True)
 
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -154,30 +153,45 @@ def test_forms(predict: Subject, form: str, inputs: Arrays) -> None:
     check(inputs, predict(FORMS[form](inputs)))
 
 
-@pytest.mark.requirement("MLF-PREDICT-001", "MLF-PREDICT-003", "MLF-PREDICT-004")
-def test_response(predict: Subject) -> None:
-    """The answer is MLflow's PredictionsResponse, holds NumPy arrays, and writes the documented JSON."""
-    response = predict(example.INPUT)
-    assert isinstance(response, PredictionsResponse)
-    assert json.loads(response.to_json()) == example.EXPECTED_OUTPUT
-    frame = response.get_predictions()
+EXAMPLE = {name: np.array(value, np.float32) for name, value in example.INPUT["inputs"].items()}
+
+
+@pytest.mark.requirement("MLF-TENSOR-002")
+def test_arrays(predict: Subject) -> None:
+    """The answer holds NumPy arrays, of the model's datatype, with the example's numbers."""
+    found = answered(predict(EXAMPLE))
+    for name, values in example.EXPECTED_OUTPUT["outputs"].items():
+        assert isinstance(found[name], np.ndarray)
+        np.testing.assert_array_equal(np.array(values, np.int32), found[name], strict=True)
+
+
+@pytest.mark.requirement("MLF-PREDICT-003")
+def test_json(predict: Subject) -> None:
+    """The answer writes the documented JSON."""
+    assert json.loads(predict(EXAMPLE).to_json()) == example.EXPECTED_OUTPUT
+
+
+@pytest.mark.requirement("MLF-PREDICT-004")
+def test_frame(predict: Subject) -> None:
+    """The answer makes a DataFrame with a column for each output."""
+    frame = predict(EXAMPLE).get_predictions()
     assert list(frame.columns) == ["OUTPUT0", "OUTPUT1"]
     assert frame["OUTPUT0"][0].tolist() == example.EXPECTED_OUTPUT["outputs"]["OUTPUT0"][0]
 
 
-GOOD = [[0.0] * 16]
+GOOD = np.zeros((1, 16), np.float32)
 BAD = {
     "missing input": ({"INPUT0": GOOD}, "INPUT1"),
     "unknown input": ({"INPUT0": GOOD, "INPUT1": GOOD, "INPUT2": GOOD}, "INPUT2"),
-    "wrong width": ({"INPUT0": GOOD, "INPUT1": [[0.0] * 15]}, r"INPUT1.*\[1, 15\].*\[-1, 16\]"),
-    "no batch dimension": ({"INPUT0": GOOD, "INPUT1": [0.0] * 16}, r"INPUT1.*batch dimension"),
+    "wrong width": ({"INPUT0": GOOD, "INPUT1": GOOD[:, :15]}, r"INPUT1.*\[1, 15\].*\[-1, 16\]"),
+    "no batch dimension": ({"INPUT0": GOOD, "INPUT1": GOOD[0]}, r"INPUT1.*batch dimension"),
     "ragged": ({"INPUT0": GOOD, "INPUT1": [[0.0] * 16, [0.0]]}, "INPUT1.*ragged"),
     "text": ({"INPUT0": GOOD, "INPUT1": [["7"] + [0.0] * 15]}, r"INPUT1.*'7'.*\[0, 0\].*FP32"),
     "missing value": ({"INPUT0": GOOD, "INPUT1": [[0.0] * 15 + [None]]}, r"INPUT1.*None.*\[0, 15\].*FP32"),
     "too large": ({"INPUT0": GOOD, "INPUT1": [[1e39] + [0.0] * 15]}, r"INPUT1.*1e\+39.*\[0, 0\].*FP32"),
     "inexact integer": ({"INPUT0": GOOD, "INPUT1": [[2**24 + 1] * 16]}, r"INPUT1.*16777217.*FP32"),
-    "masked": ({"INPUT0": GOOD, "INPUT1": np.ma.masked_equal(np.zeros((1, 16)), 0)}, "INPUT1.*masked"),
-    "bare array": (np.zeros((1, 16), np.float32), "2 inputs.*INPUT0.*INPUT1"),
+    "masked": ({"INPUT0": GOOD, "INPUT1": np.ma.masked_equal(GOOD, 0)}, "INPUT1.*masked"),
+    "bare array": (GOOD, "2 inputs.*INPUT0.*INPUT1"),
     "nothing": (None, "INPUT0.*INPUT1"),
     "other columns": (pd.DataFrame({"a": [1.0], "b": [2.0]}), "'a', 'b'.*INPUT0"),
 }
