@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from mlflow_triton.errors import EmbeddedServerError, InvalidParameter
+from mlflow_triton import lazy_errors as errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def serve(
         OSError: The ready file cannot be written.
     """
     if ready_file is not None and not ready_file.parent.is_dir():
-        raise InvalidParameter(
+        raise errors.InvalidParameter(
             f"The ready file {ready_file} cannot be written: {ready_file.parent} is not a directory. "
             "No server was started."
         )
@@ -71,7 +71,7 @@ def serve(
             while (code := server.poll()) is None:
                 _pass_on_log(server)
                 time.sleep(_POLL)
-            raise EmbeddedServerError(
+            raise errors.EmbeddedServerError(
                 f"The embedded Triton server ended by itself (exit code {code}). The model repository is as it "
                 "was; the log above says what happened."
             )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_triton.errors import EmbeddedServerError
+from mlflow_triton import lazy_errors as errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +73,7 @@ def find_interpreter(versions: tuple[str, ...] | None = None) -> Interpreter:
         found = _examine(shutil.which(chosen) or chosen, versions)
         if isinstance(found, Interpreter):
             return found
-        raise EmbeddedServerError(
+        raise errors.EmbeddedServerError(
             f"{PYTHON_VARIABLE}={chosen} cannot run the embedded Triton server: it {found}. Set it to a "
             f"CPython {_named(versions)} that has a shared libpython, or unset it to let one be looked for."
         )
@@ -83,7 +83,7 @@ def find_interpreter(versions: tuple[str, ...] | None = None) -> Interpreter:
         if isinstance(found, Interpreter):
             return found
         refused.append(f"{candidate} {found}")
-    raise EmbeddedServerError(
+    raise errors.EmbeddedServerError(
         f"The embedded Triton server needs a CPython {_named(versions)} that has a shared libpython, beside the "
         f"Python that runs this command, and none was found: {'; '.join(refused) or 'there is no other Python'}. "
         "Install one (`uv python install 3.12`, `conda create -n triton python=3.12`, or libpython3.X with "

@@ -12,9 +12,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_triton import lazy_errors as errors
 from mlflow_triton.embedded.runtime import provision, reads_safely
 from mlflow_triton.embedded.supervision import SupervisedServer
-from mlflow_triton.errors import EmbeddedServerError, InvalidParameter, RepositoryError
 from mlflow_triton.host_gpu import host_gpu
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     for argument in arguments:
         name = argument.partition("=")[0]
         if len(name) > len("--") and any(fixed.startswith(name) for fixed in _FIXED):
-            raise InvalidParameter(
+            raise errors.InvalidParameter(
                 f"{argument} cannot be passed on to Triton: the model repository, the model control mode and the "
                 "addresses of the three endpoints are set already. No server was started. Leave it out; what of these "
                 "can be chosen is chosen where the server is asked for, not in its arguments."
@@ -137,7 +137,9 @@ class EmbeddedTriton:
             InvalidParameter: An argument contradicts what this object is for.
         """
         if self.poll() is None and self._server is not None:
-            raise EmbeddedServerError(f"This embedded Triton server is running already, at {self.http_url}.")
+            raise errors.EmbeddedServerError(
+                f"This embedded Triton server is running already, at {self.http_url}."
+            )
         self._check()
         self._address = self._resolve_host()
         runtime = self._runtime or self._provision()
@@ -159,14 +161,16 @@ class EmbeddedTriton:
             except BaseException as error:
                 self.stop()
                 if isinstance(error, OSError):
-                    raise EmbeddedServerError(
+                    raise errors.EmbeddedServerError(
                         f"The embedded Triton server cannot be started: {error}"
                     ) from error
                 raise
             if ended is None:
                 return
             if attempt == _PORT_ATTEMPTS or not self._lost_a_port():
-                raise EmbeddedServerError(self._failure(f"ended with {_reason(ended)} before it was ready"))
+                raise errors.EmbeddedServerError(
+                    self._failure(f"ended with {_reason(ended)} before it was ready")
+                )
 
     def stop(self) -> None:
         """End the server and all its processes: SIGTERM, then SIGKILL. May be called again."""
@@ -219,7 +223,7 @@ class EmbeddedTriton:
 
     def _require_started(self) -> SupervisedServer:
         if self._server is None:
-            raise EmbeddedServerError("This embedded Triton server was never started.")
+            raise errors.EmbeddedServerError("This embedded Triton server was never started.")
         return self._server
 
     def _reachable(self, protocol: str) -> str:
@@ -230,12 +234,12 @@ class EmbeddedTriton:
     def _check(self) -> None:
         """Refuse what would make Triton hang or this object lie, before anything is started."""
         if not self.model_repository.is_dir():
-            raise RepositoryError(
+            raise errors.RepositoryError(
                 f"The model repository {self.model_repository} is not a directory. No server was started. "
                 f"Create it with `mkdir -p {self.model_repository}`."
             )
         if not reads_safely(self.model_repository):
-            raise RepositoryError(
+            raise errors.RepositoryError(
                 f"Triton cannot load Python or ONNX models from {str(self.model_repository)!r}: a space, a "
                 "non-ASCII letter or a character that the shell interprets in its path makes loads hang. No "
                 "server was started. Use a path without them, for instance a symbolic link to this directory."
@@ -244,7 +248,7 @@ class EmbeddedTriton:
 
     def _provision(self) -> Runtime:
         if self._gpu and not (host := host_gpu(process=True)).present:
-            raise EmbeddedServerError(
+            raise errors.EmbeddedServerError(
                 f"The embedded Triton server was to use a GPU: {host.reason}. Nothing was downloaded or started. "
                 "Leave out --gpu (gpu=True), or go to a machine that has one."
             )
@@ -257,7 +261,7 @@ class EmbeddedTriton:
             with socket.socket() as probe:
                 probe.bind((address, 0))
         except OSError as error:
-            raise InvalidParameter(
+            raise errors.InvalidParameter(
                 f"The embedded Triton server cannot bind {self._host}: {error}. No server was started. Give an "
                 "IPv4 address of this machine, such as 127.0.0.1."
             ) from error
@@ -302,7 +306,7 @@ class EmbeddedTriton:
                 return None
             if time.monotonic() > deadline:
                 self.stop()
-                raise EmbeddedServerError(
+                raise errors.EmbeddedServerError(
                     self._failure(
                         f"was not ready after {self._startup_timeout:g} s; look for a model that hangs"
                     )

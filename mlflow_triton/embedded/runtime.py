@@ -39,9 +39,9 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
+from mlflow_triton import lazy_errors as errors
 from mlflow_triton.embedded.interpreter import Interpreter, find_interpreter
 from mlflow_triton.embedded.wheels import PLATFORMS, SERVERS, Server, Variant, Wheel, variant_for
-from mlflow_triton.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,13 +104,13 @@ class Runtime:
             EmbeddedServerError: A program or a shared library is missing; the message names it.
         """
         if shutil.which("bash") is None:
-            raise EmbeddedServerError(
+            raise errors.EmbeddedServerError(
                 "Triton starts its Python models through bash, which is not on PATH. Install bash."
             )
         for program in (self.tritonserver, self.backend_dir / "python" / "triton_python_backend_stub"):
             missing = _missing_libraries(program, self.environment())
             if missing:
-                raise EmbeddedServerError(
+                raise errors.EmbeddedServerError(
                     f"Triton's {program.name} cannot start: {', '.join(missing)}. Nothing was started. Install "
                     f"what is missing with your system's package manager, or remove {self.library_dir.parent} "
                     "to have it provisioned again."
@@ -148,7 +148,7 @@ def provision(*, gpu: bool = False, version: str = SERVER_VERSION, progress: boo
                 if not backends.is_dir():
                     _in_one_step(backends, lambda partial: _lay_out_backends(root, partial))
         except OSError as error:
-            raise EmbeddedServerError(
+            raise errors.EmbeddedServerError(
                 f"The embedded Triton server cannot be prepared in {cache}: {error}. Free about {variant.disk} there, "
                 f"or name another directory with {CACHE_VARIABLE}."
             ) from error
@@ -157,7 +157,7 @@ def provision(*, gpu: bool = False, version: str = SERVER_VERSION, progress: boo
 
 def _server(version: str) -> Server:
     if version not in SERVERS:
-        raise EmbeddedServerError(
+        raise errors.EmbeddedServerError(
             f"There is no embedded Triton server {version}. Nothing was downloaded. Choose one of {', '.join(SERVERS)}."
         )
     return SERVERS[version]
@@ -182,11 +182,11 @@ def _check_platform() -> None:
     libc, _, version = _libc().partition(" ")
     found = f"{platform.system()} {platform.machine()}"
     if found != "Linux x86_64":
-        raise EmbeddedServerError(
+        raise errors.EmbeddedServerError(
             f"The embedded Triton server runs on Linux x86_64 only, and this is {found}. {_OTHERWISE}"
         )
     if libc != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < (2, 35):
-        raise EmbeddedServerError(
+        raise errors.EmbeddedServerError(
             "The embedded Triton server needs glibc 2.35 or newer (Debian 12, Ubuntu 22.04, RHEL 10), and this "
             f"system has {f'{libc} {version}'.strip() or 'another C library'}. {_OTHERWISE}"
         )
@@ -205,7 +205,7 @@ def _cache() -> Path:
         Path(named).expanduser().absolute() if named else Path(platformdirs.user_cache_dir("mlflow-triton"))
     )
     if not reads_safely(cache):
-        raise EmbeddedServerError(
+        raise errors.EmbeddedServerError(
             f"Triton's Python backend cannot be started from {str(cache)!r}: a space, a non-ASCII letter or a "
             "character that the shell interprets in its path makes loads hang. Nothing was downloaded. Name "
             f"another directory with {CACHE_VARIABLE}."
@@ -310,7 +310,7 @@ def _download(
     )
     if result.returncode != 0:
         said = "see above" if show else "\n".join((result.stdout or "").strip().splitlines()[-8:])
-        raise EmbeddedServerError(
+        raise errors.EmbeddedServerError(
             "pip could not download the embedded Triton server; nothing was installed. If there is a proxy or "
             "a package mirror, pip must know it (`pip config list`); what was fetched is kept for the next "
             f"try. pip said: {said}"
@@ -327,7 +327,7 @@ def _downloaded(wheel: Wheel, folder: Path) -> Path:
                 digest.update(block)
         if digest.hexdigest() == wheel.sha256:
             return path
-    raise EmbeddedServerError(
+    raise errors.EmbeddedServerError(
         f"pip reported success, but {folder} has no {wheel.distribution} {wheel.version} with the expected hash. "
         "Nothing was installed. Remove that directory and try again."
     )
@@ -342,7 +342,7 @@ def _pip(interpreter: Interpreter) -> list[str]:
         with suppress(OSError):  # there is no such program
             if subprocess.run([*candidate, "--version"], capture_output=True, check=False).returncode == 0:
                 return candidate
-    raise EmbeddedServerError(
+    raise errors.EmbeddedServerError(
         "pip is needed once to download the embedded Triton server, and neither this Python nor "
         f"{interpreter.executable} has it. Run `{sys.executable or 'python'} -m ensurepip` or "
         "`uv pip install pip`, then try again."
@@ -415,7 +415,7 @@ def _try_out(root: Path, version: str, server: str, provider: str) -> None:
         check=False,
     )
     if attempt.returncode != 0 or not attempt.stdout.startswith("1.") or provider not in attempt.stdout:
-        raise EmbeddedServerError(
+        raise errors.EmbeddedServerError(
             f"Python {version} cannot import NumPy 1 and ONNX Runtime with {provider} for the embedded Triton server; nothing "
             f"was installed: {(attempt.stderr or attempt.stdout).strip()[-500:]}"
         )

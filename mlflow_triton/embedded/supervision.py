@@ -14,9 +14,9 @@ import uuid
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from mlflow_triton import lazy_errors as errors
 from mlflow_triton.embedded import supervisor
 from mlflow_triton.embedded.runtime import safe_temporary_directory
-from mlflow_triton.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,7 +121,7 @@ class SupervisedServer:
 
     def _first_report(self) -> dict[str, Any]:
         if not select.select([self._reports], [], [], _FIRST_REPORT)[0]:
-            raise EmbeddedServerError(
+            raise errors.EmbeddedServerError(
                 f"The embedded Triton server was not started within {_FIRST_REPORT:.0f} s, and was given up. "
                 "The machine may be overloaded."
             )
@@ -129,7 +129,7 @@ class SupervisedServer:
         if line.startswith("{"):
             return cast("dict[str, Any]", json.loads(line))
         said = (line + self._reports.read()).strip()
-        raise EmbeddedServerError(f"The embedded Triton server cannot be started: {said[-1000:]}")
+        raise errors.EmbeddedServerError(f"The embedded Triton server cannot be started: {said[-1000:]}")
 
     def _end_supervisor(self) -> None:
         self._lifeline.close()  # which tells it to end the server
