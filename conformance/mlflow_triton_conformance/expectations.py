@@ -46,7 +46,10 @@ class Expectations:
         try:
             lines = file.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidExpectations(f"{file}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InvalidExpectations(
+                f"{file} cannot be read: {reason}. Name a text file in UTF-8 with lines 'ID: reason'; no test was run."
+            ) from None
         for number, line in enumerate(map(str.strip, lines), start=1):
             if not line or line.startswith("#"):
                 continue

@@ -11,6 +11,7 @@ import secrets
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,12 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SEED] = _seed(config)
     if hasattr(config, "workerinput"):
         return
-    directory = options.value(config, options.REPORT)
-    config.pluginmanager.register(
-        Recorder(config, Path(config.invocation_params.dir, directory) if directory else None)
-    )
+    directory = _directory(config)
+    config.pluginmanager.register(Recorder(config, directory))
     if directory and not config.getoption("xmlpath", default=None):
-        config.option.xmlpath = str(Path(directory, "junit.xml"))
+        config.option.xmlpath = str(directory / "junit.xml")
 
 
 def _expectations(config: pytest.Config) -> Expectations:
@@ -70,6 +69,22 @@ def _expectations(config: pytest.Config) -> Expectations:
         return Expectations.read(Path(config.invocation_params.dir, found.value))
     except InvalidExpectations as error:
         raise pytest.UsageError(f"{found.source}: {error}") from None
+
+
+def _directory(config: pytest.Config) -> Path | None:
+    """Make the directory for the report, now and not after a run of many minutes."""
+    found = settings.setting(config, options.REPORT)
+    if not found.value:
+        return None
+    directory = Path(config.invocation_params.dir, found.value)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            return directory
+    except OSError as error:
+        raise found.error(
+            f"is no directory in which a report can be written: {error.strerror}. Name another one; no test was run."
+        ) from None
 
 
 def _seed(config: pytest.Config) -> str:
@@ -162,16 +177,15 @@ class Recorder:
         self._results.add(report)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Make the report, and fail a run whose expectations are out of date."""
         if not self._results.tests:
             return
-        self._report = self._made()
+        self._report = self._made(whole=exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
         stale = {it["result"] for it in self._report["expectations"]} & {"passed", "no such requirement"}
         if stale and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._directory is not None:
-            self._directory.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self._report, indent=1, ensure_ascii=False)
             (self._directory / "report.json").write_text(f"{text}\n", "utf-8")
             from mlflow_triton_conformance import page  # noqa: PLC0415 - only where there is a report
@@ -189,10 +203,10 @@ class Recorder:
         if self._directory is not None:
             terminalreporter.line(f"report: {self._directory}")
 
-    def _made(self) -> Report:
+    def _made(self, *, whole: bool) -> Report:
         config, results = self._config, self._results
         expected = config.stash[EXPECTATIONS]
-        tests = list(results.tests.values())
+        tests = results.ended
         found = report.requirements(CATALOGUE.values(), tests, expected.failures)
         return Report(
             schema=report.SCHEMA,
@@ -213,7 +227,7 @@ class Recorder:
                 "tritonclient": metadata.version("tritonclient"),
                 "os": platform.platform(),
             },
-            verdict=report.verdict(found),
+            verdict=report.verdict(found, whole=whole),
             chapters=[{"id": chapter.id, "title": chapter.title} for chapter in CHAPTERS],
             requirements=found,
             tests=tests,

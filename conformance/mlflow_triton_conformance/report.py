@@ -190,7 +190,7 @@ def _result(
     failed = [test for test in tests if test["outcome"] in ("failed", "error")]
     passed = any(test["outcome"] == "passed" for test in tests)
     result: Result = "not run"
-    reason = "no test of it was run"
+    reason = "no test of it was run to its end"
     if identifier in expected and failed:
         result, reason = "expected failure", expected[identifier]
     elif identifier in expected and passed:
@@ -223,12 +223,16 @@ def expectations(
     ]
 
 
-def verdict(results: Iterable[RequirementResult]) -> Verdict:
+def verdict(results: Iterable[RequirementResult], *, whole: bool) -> Verdict:
     """Judge: failed if any MUST failed unexpectedly, incomplete if any was not run, else passed.
 
     What was skipped does not apply. A SHOULD does not count.
+
+    Args:
+        results: The requirements'.
+        whole: Whether the run came to its end: one that did not has not passed.
     """
     found = {it["result"] for it in results if it["level"] == "MUST"}
     if "failed" in found:
         return "failed"
-    return "incomplete" if "not run" in found else "passed"
+    return "passed" if whole and "not run" not in found else "incomplete"

@@ -138,6 +138,12 @@ class Results:
     capabilities: dict[str, CapabilityFound] = field(default_factory=dict)
     latencies: dict[str, list[float]] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)
+
+    @property
+    def ended(self) -> list[ResultOfTest]:
+        """The results of the tests that were not broken off: without its teardown, none has passed."""
+        return [it for name, it in self.tests.items() if name in self._ended or it["outcome"] != "passed"]
 
     def _crash(self, report: pytest.TestReport) -> None:
         """Add what pytest-xdist says of a worker that crashed to the test whose setup was the last that it told of."""
@@ -169,6 +175,8 @@ class Results:
             ),
         )
         test["seconds"] = round(test["seconds"] + report.duration, 3)
+        if report.when == "teardown":
+            self._ended.add(phase["test"])
         if phase["failed"] and test["outcome"] not in ("failed", "error"):
             test["outcome"] = "failed" if report.when == "call" else "error"
             test["message"] = phase["message"]

@@ -278,12 +278,13 @@ def test_dry_run_of_the_command(
     deployment_client: Any,
     publish_triton: PublishTriton,
     world: Callable[[], object],
+    target: str,
     tmp_path: Path,
 ) -> None:
     """On the command line a dry run prints what would change, and no word of having done it."""
     uri = publish_triton(models.write_python(tmp_path / "source", {1: 1}))
     before = world()
-    arguments = ["-t", "triton", "--name", deployment_name, "-C", "dry_run=true"]
+    arguments = ["-t", target, "--name", deployment_name, "-C", "dry_run=true"]
     result = CliRunner().invoke(commands, ["create", *arguments, "-m", uri, "-C", "warmup=1"])
     assert result.exit_code == 0, result.output
     head, *lines = result.stdout.splitlines()

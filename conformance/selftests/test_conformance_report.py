@@ -170,6 +170,45 @@ def test_a_crashed_worker(pytester: pytest.Pytester) -> None:
     assert "pytest --pyargs" in crashed["reproduction"]
 
 
+INTERRUPTED = """
+import os
+import signal
+import time
+import pytest
+
+@pytest.mark.requirement("MLF-CREATE-001")
+def test_passes():
+    pass
+
+@pytest.mark.requirement("MLF-CREATE-001", "MLF-CREATE-002")
+def test_is_broken_off(pytestconfig):
+    time.sleep(1)  # pytest-xdist's controller hears of the test before
+    os.kill(os.getppid() if hasattr(pytestconfig, "workerinput") else os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]])
+def test_an_interrupted_run(pytester: pytest.Pytester, workers: list[str]) -> None:
+    """A test during which somebody interrupts the run has not passed, and neither has the run."""
+    pytester.makepyfile(INTERRUPTED)
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "--conformance-report=out", *workers, timeout=50
+    )
+    found = json.loads((pytester.path / "out" / "report.json").read_text())
+    assert (result.ret, found["verdict"]) == (pytest.ExitCode.INTERRUPTED, "incomplete")
+    assert results(found) == {"MLF-CREATE-001": "passed"}
+    assert [it["id"].partition("::")[2] for it in found["tests"]] == ["test_passes"]
+
+
+def test_verdict_of_an_interrupted_run(suite: pytest.Pytester) -> None:
+    """A run that was broken off after a test of every requirement has not passed."""
+    _, found = run(suite)
+    passed = [it | {"result": "passed"} for it in found["requirements"]]
+    assert report.verdict(passed, whole=True) == "passed"
+    assert report.verdict(passed, whole=False) == "incomplete"
+
+
 @pytest.mark.parametrize("workers", [[], ["-n1"]])
 def test_progress(suite: pytest.Pytester, workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, and only there, a line says now and then how far the run has come."""
@@ -253,6 +292,18 @@ def test_wrong_options(suite: pytest.Pytester, argument: str) -> None:
     result = suite.runpytest_inprocess("-p", "no:cacheprovider", argument)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {argument.partition('=')[0]}:*"])
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/report"])
+def test_a_report_that_cannot_be_written(suite: pytest.Pytester, place: str) -> None:
+    """A directory that cannot be made or written to is refused by its name before any test runs."""
+    (suite.path / "file").write_text("mine")
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider", f"--conformance-report={place}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [f"ERROR: --conformance-report: '{place}' is no directory in which *no test was run."]
+    )
+    assert (suite.path / "file").read_text() == "mine"
 
 
 def test_options_table() -> None:
