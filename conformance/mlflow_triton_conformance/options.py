@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
 
+from pytest_mlflow_triton import settings
 from pytest_mlflow_triton.settings import Option, chosen, setting
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["EXPECTATIONS", "OPTIONS", "PROFILE", "REPORT", "SUBJECT", "TARGET", "profile", "subject", "value"]
+__all__ = [
+    "EXPECTATIONS",
+    "OPTIONS",
+    "PROFILE",
+    "REPORT",
+    "SUBJECT",
+    "TARGET",
+    "given",
+    "profile",
+    "subject",
+    "value",
+]
 
 Subject = Literal["plugin", "server"]
 Profile = Literal["quick", "default", "soak"]
@@ -46,6 +58,13 @@ REPORT = Option(
     "DIR",
 )
 OPTIONS = (TARGET, SUBJECT, PROFILE, EXPECTATIONS, REPORT)
+
+
+def given(config: pytest.Config) -> list[str]:
+    """Return the options of the command line on which a test's result depends, to run it once more."""
+    wanted = (it for it in (*settings.OPTIONS, TARGET, SUBJECT, PROFILE) if not it.is_flag)
+    written = {it.flag: config.getoption(it.flag) for it in wanted}
+    return [f"{flag}={text}" for flag, text in written.items() if text is not None]
 
 
 def value(config: pytest.Config, option: Option) -> str:

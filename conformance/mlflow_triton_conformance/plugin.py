@@ -51,8 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     options.subject(config), options.profile(config)
     config.stash[EXPECTATIONS] = _expectations(config)
-    config.stash[EVIDENCE] = Evidence()
     config.stash[SEED] = _seed(config)
+    config.stash[EVIDENCE] = Evidence(_repeat(config))
     if hasattr(config, "workerinput"):
         return
     directory = _directory(config)
@@ -95,6 +95,12 @@ def _seed(config: pytest.Config) -> str:
     if inherited := getattr(config, "workerinput", {}).get(WORKER_SEED):
         return str(inherited)
     return str(secrets.randbits(32)) if options.profile(config) == "soak" else "0"
+
+
+def _repeat(config: pytest.Config) -> list[str]:
+    """Return the options with which a test alone is what it is in this run."""
+    seed = config.stash[SEED]
+    return [*options.given(config), *([] if seed == "0" else [f"--hypothesis-seed={seed}"])]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -160,7 +166,7 @@ class Recorder:
         self._config = config
         self._directory = directory
         self._started = datetime.now(timezone.utc)
-        self._results = Results()
+        self._results = Results(config.stash[EVIDENCE].options)
         self._report: Report | None = None
         self._progress = Progress(config)
 

@@ -68,10 +68,12 @@ class Evidence:
     """What this process knows of its tests.
 
     Attributes:
+        options: Those with which a test is run as in this run.
         facts: About server and plugin, until a report has taken them along.
         latencies: Seconds that the running test has measured, by what took them.
     """
 
+    options: list[str] = field(default_factory=list)
     facts: Facts | None = None
     latencies: dict[str, list[float]] = field(default_factory=dict)
 
@@ -100,7 +102,7 @@ class Evidence:
         self.latencies, self.facts = {}, None
         if report.failed:
             phase["message"] = _message(report)[:LONGEST]
-            phase["reproduction"] = _reproduction(report, name)
+            phase["reproduction"] = _reproduction(report, name, self.options)
             logs = [f"{title}\n{text}" for title, text in report.sections if " log" in title]
             phase["server_log"] = "\n\n".join(logs)[-LONGEST:]
         elif report.skipped:
@@ -115,9 +117,9 @@ def _message(report: pytest.TestReport) -> str:
     return str(crash.message) if crash is not None else report.longreprtext
 
 
-def _reproduction(report: pytest.TestReport, name: str) -> str:
+def _reproduction(report: pytest.TestReport, name: str, options: list[str]) -> str:
     """Return the command that runs the test alone, and the tensors of a comparison that failed."""
-    parts = [f"pytest --pyargs {shlex.quote(name)}"]
+    parts = [shlex.join(["pytest", "--pyargs", name, *options])]
     parts += [text for title, text in report.sections if title == TENSORS]
     return "\n\n".join(parts)[:LONGEST]
 
@@ -127,12 +129,14 @@ class Results:
     """What the run has come to so far.
 
     Attributes:
+        options: Those with which a test is run as in this run.
         tests: The tests' results by id, in the order in which the tests began.
         server: The server, as the first process that asked it found it.
         capabilities: The same of what server and plugin have.
         latencies: Seconds by what took them.
     """
 
+    options: list[str] = field(default_factory=list)
     tests: dict[str, ResultOfTest] = field(default_factory=dict)
     server: ServerUnderTest = field(default_factory=lambda: NO_SERVER)
     capabilities: dict[str, CapabilityFound] = field(default_factory=dict)
@@ -151,7 +155,7 @@ class Results:
         if name is not None:
             self.tests[name]["outcome"] = "error"
             self.tests[name]["message"] = report.longreprtext[:LONGEST]
-            self.tests[name]["reproduction"] = _reproduction(report, name)
+            self.tests[name]["reproduction"] = _reproduction(report, name, self.options)
 
     def add(self, report: pytest.TestReport) -> None:
         """Add a phase of a test, if it is one of the suite's."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import types
 import typing
 import xml.etree.ElementTree as ET
@@ -122,6 +123,19 @@ def test_report(suite: pytest.Pytester, workers: list[str]) -> None:
     assert f"failed 2/{len(CATALOGUE) - 1}<" in (suite.path / "out" / "badge.svg").read_text("utf-8")
     properties = ET.parse(suite.path / "out" / "junit.xml").iter("property")  # noqa: S314 - pytest's own
     assert {it.get("value") for it in properties if it.get("name") == "requirement"} == results(found).keys()
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]])
+def test_reproduction(suite: pytest.Pytester, workers: list[str]) -> None:
+    """What runs a failed test once more has the options of the run: its subject, servers, profile and seed."""
+    (suite.path / "a b").mkdir()
+    options = ["--triton-url=http://host:1", "--triton-model-repo=a b", "--subject=server"]
+    _, found = run(suite, *options, "--conformance-profile=soak", "--triton-keep", "-k", "False", *workers)
+    (failed,) = found["tests"]
+    seed = f"--hypothesis-seed={found['run']['seed']}"
+    assert shlex.split(failed["reproduction"]) == [
+        *("pytest", "--pyargs", failed["id"], *options, "--conformance-profile=soak", seed)
+    ]
 
 
 def test_terminal_summary(suite: pytest.Pytester) -> None:
