@@ -38,7 +38,7 @@ def compare(reports: tuple[Path, ...], output: Path) -> None:
         raise click.UsageError("A comparison needs two reports at least. Nothing was written.")
     text = page.compare([_read(path) for path in reports])
     try:
-        output.write_text(text, encoding="utf-8")
+        output.write_text(text, "utf-8", "backslashreplace")
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}.") from None
     click.echo(output)

@@ -154,6 +154,21 @@ def pytest_runtest_makereport(
     return outcome
 
 
+def _write(directory: Path, found: Report) -> None:
+    """Write the files of a report, each of them whole: what somebody reads meanwhile is the former one."""
+    from mlflow_triton_conformance import page  # noqa: PLC0415 - only where there is a report
+
+    files = {
+        "report.json": json.dumps(found, indent=1, ensure_ascii=False) + "\n",
+        "report.html": page.render(found),
+        "badge.svg": page.badge(found),
+    }
+    for name, text in files.items():
+        part = directory / f".{name}.part"
+        part.write_text(text, "utf-8", "backslashreplace")  # what is no text is JSON's escape
+        part.replace(directory / name)
+
+
 class Recorder:
     """Collects the results where the run is reported, and reports them.
 
@@ -192,12 +207,7 @@ class Recorder:
         if stale and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._directory is not None:
-            text = json.dumps(self._report, indent=1, ensure_ascii=False)
-            (self._directory / "report.json").write_text(f"{text}\n", "utf-8")
-            from mlflow_triton_conformance import page  # noqa: PLC0415 - only where there is a report
-
-            (self._directory / "report.html").write_text(page.render(self._report), "utf-8")
-            (self._directory / "badge.svg").write_text(page.badge(self._report), "utf-8")
+            _write(self._directory, self._report)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show a line for each chapter, and what failed in words."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from _pytest.terminal import TerminalReporter
+from click.testing import CliRunner
 
-from mlflow_triton_conformance import progress, report
+from mlflow_triton_conformance import cli, progress, report
 from mlflow_triton_conformance.catalogue import CATALOGUE
 from mlflow_triton_conformance.expectations import Expectations, InvalidExpectations
 from mlflow_triton_conformance.options import OPTIONS
@@ -157,6 +158,30 @@ class Yes:
     def __call__(self) -> bool:
         """Say so."""
         return True
+
+
+NO_TEXT = """
+import pytest
+
+@pytest.mark.requirement("MLF-CREATE-001")
+def test_fails():
+    pytest.fail("a file of the name \\udc80\\x00")
+"""
+
+
+def test_a_message_that_is_no_text(pytester: pytest.Pytester) -> None:
+    """What a subject says may be no Unicode: the report is there, and the page that compares it."""
+    pytester.makepyfile(NO_TEXT)
+    pytester.runpytest_inprocess("-p", "no:cacheprovider", "--conformance-report=out")
+    file = pytester.path / "out" / "report.json"
+    (failed,) = json.loads(file.read_text("utf-8"))["tests"]
+    assert "a file of the name \udc80\0" in failed["message"]
+    assert {it.name for it in file.parent.iterdir()} == {
+        *("report.json", "report.html", "badge.svg", "junit.xml")
+    }
+    page = pytester.path / "page.html"
+    done = CliRunner().invoke(cli.main, ["compare", str(file), str(file), "-o", str(page)])
+    assert (done.exit_code, page.is_file()) == (0, True), done.output
 
 
 CRASH = """
