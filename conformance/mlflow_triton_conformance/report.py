@@ -46,7 +46,7 @@ class Lack(TypedDict):
 
 
 class SubjectUnderTest(TypedDict):
-    """What was tested: for a plugin its target and distribution, for a server its URL and name."""
+    """What was tested: a plugin, with its target and distribution, or a server, with its name for the distribution."""
 
     kind: str
     target: str

@@ -152,6 +152,7 @@ def test_update_under_load(
     with Asking(lambda: next(clients), name, lambda: {0.75} if updated.is_set() else {0.25, 0.75}) as asking:
         client.update_deployment(name, saved(0.75), flavor="onnx")
         updated.set()
+        assert answers(client, name) == 0.75
         asking.go_on(0.3)
     assert (asking.failed, asking.wrong) == ([], [])
 

@@ -242,6 +242,7 @@ def test_any_hostile_name(
             lambda: client.create_deployment(name, path, flavor="triton"),
             lambda: client.update_deployment(name, path, flavor="triton"),
             lambda: client.get_deployment(name),
+            lambda: client.predict(name, {"x": np.zeros(1, np.int32)}),
             lambda: client.delete_deployment(name),
         )
         for verb in verbs:

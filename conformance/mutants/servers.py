@@ -886,6 +886,13 @@ OBSERVABILITY = (
         says(STATISTICS, each("model_stats", put("batch_stats", []))),
     ),
     Mutant(
+        "each batch size is counted once",
+        ("TRT-STAT-003",),
+        says(
+            STATISTICS, each("model_stats", each("batch_stats", put("compute_infer", {"count": 1, "ns": 1})))
+        ),
+    ),
+    Mutant(
         "the statistics over gRPC count nothing",
         ("TRT-STAT-004",),
         rpc=replies(
