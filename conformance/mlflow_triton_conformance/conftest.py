@@ -221,6 +221,7 @@ def saved(onnx_backend: None, tmp_path_factory: pytest.TempPathFactory) -> Calla
         if value not in paths:
             path = tmp_path_factory.mktemp("saved") / "model"
             mlflow.onnx.save_model(models.constant(value), str(path), pip_requirements=["onnx"])
+            (path / "config.pbtxt").write_text(models.ONE_INSTANCE)
             paths[value] = str(path)
         return paths[value]
 

@@ -11,7 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["answered", "constant", "unloadable", "with_weights", "write_python"]
+ONE_INSTANCE = 'backend: "onnxruntime"\ninstance_group [ { count: 1 kind: KIND_CPU } ]\n'
+"""A configuration for tests that are not about it: Triton would make two instances, and take a second to unload each."""
+
+__all__ = ["ONE_INSTANCE", "answered", "constant", "unloadable", "with_weights", "write_python"]
 
 
 def answered(response: Any) -> dict[str, Any]:
