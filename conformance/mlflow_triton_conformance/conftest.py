@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shutil
+import signal
 import urllib.error
 import urllib.request
 import uuid
@@ -65,6 +66,18 @@ def pytest_configure(config: pytest.Config) -> None:
             database=None,  # a run does not depend on those before it
         )
     settings.load_profile(f"conformance-{options.profile(config)}")
+    if not hasattr(config, "workerinput") and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        _obey_sigterm(config)
+
+
+def _obey_sigterm(config: pytest.Config) -> None:
+    """Take it for Ctrl-C: what was put into a server that is somebody's is taken out, and there is a report."""
+
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config.add_cleanup(restore)
 
 
 @pytest.hookimpl(wrapper=True)

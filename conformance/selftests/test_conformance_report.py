@@ -222,15 +222,17 @@ def test_passes():
 @pytest.mark.requirement("MLF-CREATE-001", "MLF-CREATE-002")
 def test_is_broken_off(pytestconfig):
     time.sleep(1)  # pytest-xdist's controller hears of the test before
-    os.kill(os.getppid() if hasattr(pytestconfig, "workerinput") else os.getpid(), signal.SIGINT)
+    os.kill(os.getppid() if hasattr(pytestconfig, "workerinput") else os.getpid(), signal.SIGNAL)
     time.sleep(60)
 """
 
 
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("workers", [[], ["-n1"]])
-def test_an_interrupted_run(pytester: pytest.Pytester, workers: list[str]) -> None:
-    """A test during which somebody interrupts the run has not passed, and neither has the run."""
-    pytester.makepyfile(INTERRUPTED)
+def test_an_interrupted_run(pytester: pytest.Pytester, workers: list[str], signal: str) -> None:
+    """A test during which somebody interrupts or terminates the run has not passed, and neither has the run."""
+    pytester.makeconftest("from mlflow_triton_conformance.conftest import pytest_configure")
+    pytester.makepyfile(INTERRUPTED.replace("SIGNAL", signal))
     result = pytester.runpytest_subprocess(
         "-p", "no:cacheprovider", "--conformance-report=out", *workers, timeout=50
     )
