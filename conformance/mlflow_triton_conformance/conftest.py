@@ -194,7 +194,7 @@ def _tidy(_applies: None, protocol: Protocol, triton_server: TritonServer) -> It
     before = set(root.iterdir())
     yield
     for left in (path for path in set(root.iterdir()) - before if OURS.search(path.name)):
-        protocol.remove(left.name)
+        protocol.let_go(left.name)
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -316,7 +316,7 @@ def deployment_name(request: pytest.FixtureRequest, protocol: Protocol) -> Itera
     """A new name, readable in a server's log; what serves under it is unloaded afterwards."""
     name = unique_name(request.node)
     yield name
-    protocol.remove(name)
+    protocol.let_go(name)
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,11 @@ class Protocol:
         """Ask whether a model, or a version of it, is ready for requests."""
         return self.get(f"/models/{model}{f'/versions/{version}' if version else ''}/ready").status == 200
 
+    def let_go(self, model: str) -> None:
+        """Unload a model without waiting until it has gone: Triton sleeps a second for each process of a Python model."""
+        answer = self.unload(model)
+        assert answer.status == 200, f"{model} cannot be unloaded: {answer.status} {answer.body!r}"
+
     def remove(self, model: str) -> None:
         """Unload a model and wait until it has gone."""
         self.unload(model)
