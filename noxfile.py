@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -28,7 +29,7 @@ PARALLEL = (*PYTEST, *WORKERS)
 NVIDIA = """\
 [project]
 name = "mlflow-triton-nvidia"
-version = "0"
+version = "%s"
 dependencies = ["mlflow", "tritonclient[all]", "boto3"]
 entry-points."mlflow.deployments".nvidia = "nvidia_mlflow_triton.deployments"
 """
@@ -103,12 +104,13 @@ def nvidia(session: nox.Session) -> None:
         session.error(
             "name the directory deploy/mlflow-triton-plugin of a checkout of triton-inference-server/server"
         )
+    version = re.findall(r'version="(.+?)"', Path(session.posargs[0], "setup.py").read_text("utf-8"))[0]
     copy = Path(session.create_tmp()).resolve() / "plugin"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(Path(session.posargs[0], "mlflow_triton"), copy / "nvidia_mlflow_triton")
     for file in copy.rglob("*.py"):
         file.write_text(file.read_text("utf-8").replace("mlflow_triton", "nvidia_mlflow_triton"), "utf-8")
-    (copy / "pyproject.toml").write_text(NVIDIA, "utf-8")
+    (copy / "pyproject.toml").write_text(NVIDIA % version, "utf-8")
     session.install("-e", ".[conformance]", *group("test"), str(copy), "mlflow<3", "sqlalchemy<2.1")
     report = ROOT / "reports" / "nvidia"
     suite = (
