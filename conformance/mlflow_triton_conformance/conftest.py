@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import signal
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -45,6 +46,8 @@ FAILED = pytest.StashKey[bool]()
 """Whether the last phase of a test failed."""
 CONNECTIONS = 16
 """Twice the threads that serve Triton's HTTP."""
+PATIENCE = 5.0
+"""Seconds for an answer, and for the loads that a failed test leaves."""
 EXAMPLES = {"quick": 10, "default": 50, "soak": 2000}
 
 
@@ -115,22 +118,37 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def _hangs(server: Server) -> bool:
-    """Tell whether a server that was started here leaves a connection without an answer.
+    """Tell whether a server that was started here leaves a connection without an answer, or has a load that does not end.
 
-    Each connection is one of a few threads', and a load that does not come back has its thread for ever.
+    Such a load has one of the few threads for ever, and so has whatever asks for its model afterwards.
     """
-    url = f"{server.url}/v2/health/live"
-    return server.launcher != "attached" and not all(_is_answered(url) for _ in range(CONNECTIONS))
-
-
-def _is_answered(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except urllib.error.HTTPError:  # as MLflow answers it
-        return True
-    except OSError:
+    if server.launcher == "attached":
         return False
-    return True
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while _is_loading(server):
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.1)
+        for _ in range(CONNECTIONS):
+            _asked(f"{server.url}/v2/health/live")
+    except OSError:
+        return True
+    return False
+
+
+def _is_loading(server: Server) -> bool:
+    index = json.loads(_asked(f"{server.url}/v2/repository/index", b"{}") or b"[]")
+    return any(entry.get("state") == "LOADING" for entry in index)
+
+
+def _asked(url: str, body: bytes | None = None) -> bytes:
+    """Return what a server answers: nothing if that is a refusal, as MLflow's."""
+    try:
+        with urllib.request.urlopen(url, body, timeout=PATIENCE) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError:
+        return b""
 
 
 @pytest.fixture(scope="session")

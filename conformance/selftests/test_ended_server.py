@@ -35,6 +35,15 @@ def test_hangs(protocol, triton_server):
             urllib.request.urlopen(f"{triton_server.http_url}/v2/repository/models/hangs/load", b"", timeout=1)
     assert False
 
+@requirement("OIP-HEALTH-001")
+def test_load_hangs(protocol, triton_server):
+    write(triton_server.model_repository / "hangs", KINDS["echo"])
+    (triton_server.model_repository / "hangs" / "1" / "model.py").unlink()
+    with contextlib.suppress(TimeoutError):
+        urllib.request.urlopen(f"{triton_server.http_url}/v2/repository/models/hangs/load", b"", timeout=1)
+    assert protocol.get("/health/live").status == 200
+    assert False
+
 @requirement("OIP-HEALTH-004")
 def test_after(protocol):
     assert protocol.get("/health/live").status == 200
@@ -49,11 +58,11 @@ def test_an_ended_server(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(
         "-p", "no:cacheprovider", "--triton-launcher=embedded", "--subject=server", "--conformance-report=out"
     )
-    result.assert_outcomes(passed=2, failed=1, errors=2)
+    result.assert_outcomes(passed=2, failed=2, errors=3)
     found = json.loads((pytester.path / "out" / "report.json").read_text())
-    failed, hung = [it for it in found["tests"] if it["outcome"] != "passed"]
+    failed, *hung = [it for it in found["tests"] if it["outcome"] != "passed"]
     assert failed["id"].endswith("::test_kills")
-    assert hung["id"].endswith("::test_hangs")
-    assert "The Triton server hangs since this test." in hung["message"]
+    assert [it["id"].partition("::")[2] for it in hung] == ["test_hangs", "test_load_hangs"]
+    assert all("The Triton server hangs since this test." in it["message"] for it in hung)
     assert "The Triton server ended during this test." in failed["message"]
     assert "Triton server log" in failed["server_log"]
