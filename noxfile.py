@@ -22,8 +22,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 FOLDERS = ("mlflow_triton", "fixtures", "conformance", "examples", "noxfile.py")
 PYTEST = ("pytest", "--timeout=300")
 #: The tests mostly wait for servers, of which each worker has its own: on two cores, two workers leave half of the time unused.
-#: In the files' own order: else those of one long test come last, and alone.
-WORKERS = ("--numprocesses=3", "--dist=loadfile", "--no-loadscope-reorder")
+#: In the order of collection, which has the longest files first: pytest-xdist's own goes by the number of a file's tests.
+WORKERS = ("--numprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
 PARALLEL = (*PYTEST, *WORKERS)
 #: NVIDIA's plugin, under another name.
 NVIDIA = """\
@@ -51,7 +51,7 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def conformance(session: nox.Session) -> None:
-    """Run every test, three files at once; arguments go to pytest: ``-- --numprocesses=0`` for one at a time."""
+    """Run every test, four files at once; arguments go to pytest: ``-- --numprocesses=0`` for one at a time."""
     session.install("-e", ".[conformance]", *group("test"))
     session.run(*PARALLEL, *session.posargs)
 

@@ -48,6 +48,8 @@ CONNECTIONS = 16
 """Twice the threads that serve Triton's HTTP."""
 PATIENCE = 5.0
 """Seconds for an answer, and for the loads that a failed test leaves."""
+LONGEST_FILES = ("histories", "generated", "onnx_standard", "example", "repository", "control", "deployments")
+"""The longest first: under pytest-xdist, a long file that comes last is waited for, alone."""
 EXAMPLES = {"quick": 10, "default": 50, "soak": 2000}
 
 
@@ -81,6 +83,12 @@ def _obey_sigterm(config: pytest.Config) -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.add_cleanup(restore)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the suite's longest files to the front."""
+    ranks = {Path(__file__).parent / f"test_{name}.py": rank for rank, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.hookimpl(wrapper=True)
