@@ -22,10 +22,17 @@ from mlflow_triton_conformance.cases import cases
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mlflow_triton_conformance.protocol import Protocol
     from pytest_mlflow_triton.handles import PublishTriton, TritonServer
 
 
 X = {"x": np.ones((1, 1), np.float32)}
+
+
+@pytest.fixture(autouse=True)
+def _bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some servers a load that fails does not come back: that must not take the whole time that a test has."""
+    monkeypatch.setenv("TRITON_LOAD_TIMEOUT", "60")
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +44,36 @@ def good(onnx_backend: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def deployed_once(module_client: Any, good: str) -> Iterator[str]:
-    """The name of a deployment of `good`."""
-    name = f"failures-{uuid.uuid4().hex[:8]}"
-    module_client.create_deployment(name, good, flavor="onnx")
-    yield name
-    module_client.delete_deployment(name)
+def deployed(
+    module_client: Any, protocol: Protocol, triton_server: TritonServer
+) -> Iterator[dict[str, bool]]:
+    """Deployments of `good` by name: whether they serve it still. One, which is replaced after a test that did it harm."""
+    names: dict[str, bool] = {}
+    yield names
+    for name in names:
+        protocol.let_go(name)
+        shutil.rmtree(triton_server.model_repository / name, ignore_errors=True)
 
 
 @pytest.fixture
-def serving(deployed_once: str, deployment_client: Any, good: str) -> Iterator[str]:
+def serving(deployed: dict[str, bool], deployment_client: Any, good: str) -> Iterator[str]:
     """A deployment of `good`, which must serve it after the test as before."""
-    yield deployed_once
-    answer = deployment_client.predict(deployed_once, X)
+    name = next((name for name, whole in deployed.items() if whole), None)
+    if name is None:
+        name = f"failures-{uuid.uuid4().hex}"  # no name that is tidied up after a test
+        deployment_client.create_deployment(name, good, flavor="onnx")
+    deployed[name] = False
+    yield name
+    answer = deployment_client.predict(name, X)
     assert answer["outputs"]["y"].tolist()[0][0] == 2.0
-    found = deployment_client.get_deployment(deployed_once)
+    found = deployment_client.get_deployment(name)
     assert (found["state"], found.get("in_sync", True)) == ("READY", True)
+    deployed[name] = True
+
+
+def unused() -> str:
+    """A name that nothing has; what is left under it is tidied up after the test."""
+    return f"failures-{uuid.uuid4().hex[:8]}"
 
 
 def refused(code: str, pattern: str, function: Callable[[], object]) -> None:
@@ -159,7 +180,7 @@ def test_broken_onnx_models(
     edit, code, pattern = BROKEN_ONNX[case]
     uri = _edited(good, tmp_path, edit)
     before = world()
-    refused(code, pattern, lambda: deployment_client.create_deployment(f"{serving}-new", uri, flavor="onnx"))
+    refused(code, pattern, lambda: deployment_client.create_deployment(unused(), uri, flavor="onnx"))
     assert world() == before
     refused(code, pattern, lambda: deployment_client.update_deployment(serving, uri, flavor="onnx"))
     assert world() == before
@@ -192,7 +213,7 @@ def test_broken_triton_models(
     uri = _python(tmp_path, edit, publish_triton)
     before = world()
     for call in (
-        lambda: deployment_client.create_deployment(f"{serving}-new", uri, flavor="triton"),
+        lambda: deployment_client.create_deployment(unused(), uri, flavor="triton"),
         lambda: deployment_client.update_deployment(serving, uri, flavor="triton"),
     ):
         refused("INVALID_PARAMETER_VALUE", pattern, call)
@@ -238,7 +259,7 @@ def test_bad_uris(
     refused(
         "RESOURCE_DOES_NOT_EXIST",
         pattern,
-        lambda: deployment_client.create_deployment(f"{serving}-new", uri, flavor="onnx"),
+        lambda: deployment_client.create_deployment(unused(), uri, flavor="onnx"),
     )
     refused(
         "RESOURCE_DOES_NOT_EXIST",
@@ -253,8 +274,8 @@ def test_flavors(deployment_client: Any, serving: str, good: str, world: Callabl
     """A flavor that the model has not, or that is none, is refused with what there is."""
     before = world()
     create = deployment_client.create_deployment
-    refused("INVALID_PARAMETER_VALUE", "onnx", lambda: create(f"{serving}-new", good, flavor="triton"))
-    refused("INVALID_PARAMETER_VALUE", "are: onnx", lambda: create(f"{serving}-new", good, flavor="pytorch"))
+    refused("INVALID_PARAMETER_VALUE", "onnx", lambda: create(unused(), good, flavor="triton"))
+    refused("INVALID_PARAMETER_VALUE", "are: onnx", lambda: create(unused(), good, flavor="pytorch"))
     assert world() == before
 
 
@@ -266,14 +287,12 @@ def test_options(deployment_client: Any, serving: str, good: str, world: Callabl
     refused(
         "INVALID_PARAMETER_VALUE",
         "no_such_option.*version|version.*no_such_option",
-        lambda: deployment_client.create_deployment(f"{serving}-new", good, flavor="onnx", config=config),
+        lambda: deployment_client.create_deployment(unused(), good, flavor="onnx", config=config),
     )
     refused("INVALID_PARAMETER_VALUE", "-m", lambda: deployment_client.update_deployment(serving))
     for call in (
-        lambda: deployment_client.create_deployment(
-            f"{serving}-new", good, flavor="onnx", config=["version=1"]
-        ),
-        lambda: deployment_client.create_deployment(f"{serving}-new", None),
+        lambda: deployment_client.create_deployment(unused(), good, flavor="onnx", config=["version=1"]),
+        lambda: deployment_client.create_deployment(unused(), None),
         lambda: deployment_client.create_deployment(None, good, flavor="onnx"),
         lambda: deployment_client.predict(5, X),
     ):
@@ -290,7 +309,7 @@ def test_names_that_are_taken(
     triton_server: TritonServer,
 ) -> None:
     """Neither a deployment nor a model that MLflow did not deploy is overwritten, updated, listed or deleted."""
-    foreign = triton_server.model_repository / f"{serving}-foreign"
+    foreign = triton_server.model_repository / unused()
     models.write_python(foreign, {1: 1})
     try:
         before = world()
@@ -328,7 +347,7 @@ def test_corrupt_record(
     triton_server: TritonServer,
 ) -> None:
     """A corrupt record is reported by name for its deployment, and harms no other one."""
-    other = f"{serving}-other"
+    other = unused()
     deployment_client.create_deployment(other, good, flavor="onnx")
     record = triton_server.model_repository / other / "mlflow-meta.json"
     kept = record.read_bytes()
@@ -396,7 +415,7 @@ def test_wrong_repository(
     client = client_of(target, triton_server, model_repository=str(tmp_path))
     before, files = world(), sorted(tmp_path.rglob("*"))
     for call in (
-        lambda: client.create_deployment(f"{serving}-new", good, flavor="onnx"),
+        lambda: client.create_deployment(unused(), good, flavor="onnx"),
         lambda: client.update_deployment(serving, good, flavor="onnx"),
         lambda: client.delete_deployment(serving),
     ):
@@ -413,7 +432,7 @@ def test_unusable_repository(
     """A repository path that is no directory here is an error that names it and its source."""
     client = client_of(target, triton_server, model_repository=path)
     with pytest.raises(MlflowException, match=f"{path}.*target URI"):
-        client.create_deployment(f"{serving}-new", good, flavor="onnx")
+        client.create_deployment(unused(), good, flavor="onnx")
     assert client.predict(serving, X)["outputs"]["y"].tolist() == [[2.0]]
 
 
@@ -445,7 +464,7 @@ def test_dead_server(
         client = client_of(target, triton_server, url=dead, grpc_url="")
         before = world()
         for call in (
-            lambda: client.create_deployment(f"{serving}-new", good, flavor="onnx"),
+            lambda: client.create_deployment(unused(), good, flavor="onnx"),
             lambda: client.update_deployment(serving, good, flavor="onnx"),
             lambda: client.delete_deployment(serving),
             lambda: client.get_deployment(serving),
@@ -467,7 +486,7 @@ def test_dead_mlflow(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{dead}")
         before = world()
         for call in (
-            lambda: deployment_client.create_deployment(f"{serving}-new", "models:/any/1", flavor="onnx"),
+            lambda: deployment_client.create_deployment(unused(), "models:/any/1", flavor="onnx"),
             lambda: deployment_client.update_deployment(serving, "models:/any@champion", flavor="onnx"),
         ):
             refused("TEMPORARILY_UNAVAILABLE", dead, call)
