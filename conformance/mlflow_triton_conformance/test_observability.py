@@ -115,9 +115,10 @@ def test_metrics(protocol: Protocol, zoo: dict[str, str]) -> None:
     """Each line is a comment, or a metric with labels and a number."""
     text = metrics(protocol)
     assert "# TYPE nv_inference_request_success counter" in text
-    pattern = re.compile(r'[a-z_]+(\{([a-z_]+="[^"]*",?)*\})? [-+.\deEinfNa]+')
+    label = r'[a-zA-Z_]\w*="([^"\\]|\\.)*"'
+    pattern = re.compile(rf"[a-zA-Z_:][\w:]*(\{{({label},?)*\}})? [-+.\deEinfNa]+")
     assert [
-        line for line in text.splitlines() if line[:1] not in ("#", "") and not pattern.fullmatch(line)
+        line for line in text.split("\n") if line[:1] not in ("#", "") and not pattern.fullmatch(line)
     ] == []
 
 
