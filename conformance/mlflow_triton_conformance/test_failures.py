@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -18,10 +19,12 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_triton_conformance import models
 from mlflow_triton_conformance.cases import cases
+from mlflow_triton_conformance.models import answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mlflow_triton_conformance.capabilities import Capabilities
     from mlflow_triton_conformance.protocol import Protocol
     from pytest_mlflow_triton.handles import PublishTriton, TritonServer
 
@@ -43,37 +46,69 @@ def good(onnx_backend: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+class Deployed:
+    """A deployment of `good`, which is replaced after a test that did it harm."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.names: list[str] = []
+        self.whole = False
+
+    def name(self, client: Any) -> str:
+        """Return the name of one that serves the model."""
+        if not self.whole:
+            name = f"failures-{uuid.uuid4().hex}"  # no name that is tidied up after a test
+            self.names.append(name)
+            client.create_deployment(name, self.uri, flavor="onnx")
+            self.whole = True
+        return self.names[-1]
+
+    def examine(self, client: Any) -> tuple[object, ...]:
+        """Return what it answers, and what the plugin says of it; note whether that is still right."""
+        self.whole = False
+        found = client.get_deployment(self.names[-1])
+        answer = answered(client.predict(self.names[-1], X))["y"].tolist()
+        state = (answer, found["state"], found.get("in_sync", True))
+        self.whole = state == WHOLE
+        return state
+
+
+WHOLE = ([[2.0]], "READY", True)
+
+
 @pytest.fixture(scope="module")
 def deployed(
-    module_client: Any, protocol: Protocol, triton_server: TritonServer
-) -> Iterator[dict[str, bool]]:
-    """Deployments of `good` by name: whether they serve it still. One, which is replaced after a test that did it harm."""
-    names: dict[str, bool] = {}
-    yield names
-    for name in names:
+    capabilities: Capabilities, good: str, protocol: Protocol, triton_server: TritonServer
+) -> Iterator[Deployed]:
+    """What tests of failures are done to; whatever has become of it, it is gone afterwards."""
+    if reason := capabilities.missing(["plugin"]):
+        pytest.skip(f"does not apply without {reason}")
+    deployed = Deployed(good)
+    yield deployed
+    for name in deployed.names:
         protocol.let_go(name)
         shutil.rmtree(triton_server.model_repository / name, ignore_errors=True)
 
 
 @pytest.fixture
-def serving(deployed: dict[str, bool], deployment_client: Any, good: str) -> Iterator[str]:
+def serving(deployed: Deployed, deployment_client: Any) -> Iterator[str]:
     """A deployment of `good`, which must serve it after the test as before."""
-    name = next((name for name, whole in deployed.items() if whole), None)
-    if name is None:
-        name = f"failures-{uuid.uuid4().hex}"  # no name that is tidied up after a test
-        deployment_client.create_deployment(name, good, flavor="onnx")
-    deployed[name] = False
-    yield name
-    answer = deployment_client.predict(name, X)
-    assert answer["outputs"]["y"].tolist()[0][0] == 2.0
-    found = deployment_client.get_deployment(name)
-    assert (found["state"], found.get("in_sync", True)) == ("READY", True)
-    deployed[name] = True
+    yield deployed.name(deployment_client)
+    assert deployed.examine(deployment_client) == WHOLE
 
 
 def unused() -> str:
     """A name that nothing has; what is left under it is tidied up after the test."""
     return f"failures-{uuid.uuid4().hex[:8]}"
+
+
+def raised(call: Callable[..., object], *args: object, **kwargs: object) -> Exception | None:
+    """Return what a call raises, None if it does not."""
+    try:
+        call(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever it is, a test says it
+        return error
+    return None
 
 
 def refused(code: str, pattern: str, function: Callable[[], object]) -> None:
@@ -156,68 +191,129 @@ OUTSIDE = [".", "..", "../out", "/abs", "a/b"]
 UNSERVABLE = ["a b", "", "ü", ".hidden", "a\n", "x" * 300, "%41"]
 
 
-@pytest.mark.parametrize(
-    "case",
-    cases(
-        {
-            "garbage": "MLF-ERROR-001",
-            "empty": "MLF-ERROR-002",
-            "file gone": "MLF-ERROR-003",
-            "no MLmodel": "MLF-ERROR-004",
-            "broken MLmodel": "MLF-ERROR-005",
-            "unknown operator": "MLF-ERROR-006 MLF-LIFE-001 MLF-LIFE-002 MLF-LIFE-003",
-            "unknown config field": "MLF-ERROR-007",
-            "config syntax": "MLF-ERROR-008",
-            "config of another name": "MLF-ERROR-009",
-            "config that does not fit the model": "MLF-ERROR-010",
-        }
-    ),
-)
-def test_broken_onnx_models(
-    deployment_client: Any, serving: str, good: str, world: Callable[[], object], tmp_path: Path, case: str
-) -> None:
-    """A broken onnx model can neither be created nor take a deployment's place, and the message says why."""
-    edit, code, pattern = BROKEN_ONNX[case]
-    uri = _edited(good, tmp_path, edit)
-    before = world()
-    refused(code, pattern, lambda: deployment_client.create_deployment(unused(), uri, flavor="onnx"))
-    assert world() == before
-    refused(code, pattern, lambda: deployment_client.update_deployment(serving, uri, flavor="onnx"))
-    assert world() == before
+BROKEN = {
+    "garbage": "MLF-ERROR-001",
+    "empty": "MLF-ERROR-002",
+    "file gone": "MLF-ERROR-003",
+    "no MLmodel": "MLF-ERROR-004",
+    "broken MLmodel": "MLF-ERROR-005",
+    "unknown operator": "MLF-ERROR-006",
+    "unknown config field": "MLF-ERROR-007",
+    "config syntax": "MLF-ERROR-008",
+    "config of another name": "MLF-ERROR-009",
+    "config that does not fit the model": "MLF-ERROR-010",
+    "no version": "MLF-ERROR-011",
+    "version beyond 64 bits": "MLF-ERROR-012",
+    "leading zero": "MLF-ERROR-013",
+    "no model.py": "MLF-ERROR-014",
+    "label file gone": "MLF-ERROR-015",
+    "a record of its own": "MLF-ERROR-016",
+}
+HARMFUL = dict.fromkeys(BROKEN_TRITON, "MLF-LIFE-006") | {
+    "version beyond 64 bits": "MLF-LIFE-006 MLF-ERROR-012",
+    "symbolic link": "MLF-SEC-003",
+}
+BAD = "INVALID_PARAMETER_VALUE"
 
 
-@pytest.mark.parametrize(
-    "case",
-    cases(
-        {
-            "no version": "MLF-ERROR-011",
-            "version beyond 64 bits": "MLF-ERROR-012 MLF-LIFE-006",
-            "leading zero": "MLF-ERROR-013",
-            "no model.py": "MLF-ERROR-014",
-            "symbolic link": "MLF-SEC-003",
-            "label file gone": "MLF-ERROR-015",
-            "a record of its own": "MLF-ERROR-016",
-        }
-    ),
-)
-def test_broken_triton_models(
+class Attempt(NamedTuple):
+    """What came of a create and an update with a broken model.
+
+    Attributes:
+        errors: What each of them raised, None if nothing.
+        pictures: Of repository and server: before, after the create, after the update.
+        examined: The deployment that was to be updated.
+    """
+
+    errors: list[Exception | None]
+    pictures: list[object]
+    examined: object
+
+
+@pytest.fixture(scope="module")
+def attempts() -> dict[str, Attempt]:
+    """Those that have been made, by case: more than one test looks at each."""
+    return {}
+
+
+@pytest.fixture
+def attempt(
+    request: pytest.FixtureRequest,
+    case: str,
+    attempts: dict[str, Attempt],
+    deployed: Deployed,
     deployment_client: Any,
-    serving: str,
-    publish_triton: PublishTriton,
+    good: str,
     world: Callable[[], object],
     tmp_path: Path,
-    case: str,
-) -> None:
+) -> Attempt:
+    """Create a deployment of a broken model, and update another with it."""
+    if case not in attempts:
+        flavor = "onnx" if case in BROKEN_ONNX else "triton"
+        if flavor == "onnx":
+            uri = _edited(good, tmp_path, BROKEN_ONNX[case][0])
+        else:
+            uri = _python(tmp_path, BROKEN_TRITON[case][0], request.getfixturevalue("publish_triton"))
+        name = deployed.name(deployment_client)
+        pictures: list[object] = [world()]
+        errors: list[Exception | None] = []
+        for call in (deployment_client.create_deployment, deployment_client.update_deployment):
+            errors.append(raised(call, unused() if not errors else name, uri, flavor=flavor))
+            pictures.append(world())
+        try:
+            examined: object = deployed.examine(deployment_client)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a test says it
+            examined = error
+        attempts[case] = Attempt(errors, pictures, examined)
+    return attempts[case]
+
+
+@pytest.mark.parametrize("case", cases(BROKEN))
+def test_broken_models(attempt: Attempt, case: str) -> None:
+    """A broken model can neither be created nor take a deployment's place."""
+    for error in attempt.errors:
+        assert isinstance(error, MlflowException), repr(error)
+        if case == "unknown operator":
+            assert BROKEN_ONNX[case][2] in str(error)  # the server's reason
+
+
+@pytest.mark.parametrize("case", cases(dict.fromkeys(BROKEN, "MLF-ERROR-020 MLF-ERROR-021")))
+def test_messages(attempt: Attempt, case: str) -> None:
+    """The message is one line that names what is wrong, and the error code tells whose it is to mend."""
+    code, pattern = BROKEN_ONNX[case][1:] if case in BROKEN_ONNX else (BAD, BROKEN_TRITON[case][1])
+    for error in attempt.errors:
+        assert isinstance(error, MlflowException), repr(error)
+        assert re.search(pattern, error.message)
+        assert "\n" not in error.message
+        assert error.error_code == code
+
+
+@pytest.mark.parametrize("case", cases(dict.fromkeys(BROKEN_ONNX, "MLF-LIFE-003")))
+def test_after_a_failed_create(attempt: Attempt, case: str) -> None:
+    """A create that fails leaves repository and server as they were."""
+    before, created, _ = attempt.pictures
+    assert created == before
+
+
+@pytest.mark.parametrize("case", cases(dict.fromkeys(BROKEN_ONNX, "MLF-LIFE-001")))
+def test_after_a_failed_update(attempt: Attempt, case: str) -> None:
+    """After an update that fails the old model serves, and the plugin says so."""
+    assert attempt.examined == WHOLE
+
+
+@pytest.mark.parametrize("case", cases(dict.fromkeys(BROKEN_ONNX, "MLF-LIFE-002")))
+def test_files_after_a_failed_update(attempt: Attempt, case: str) -> None:
+    """After an update that fails repository and server are as they were."""
+    _, before, updated = attempt.pictures
+    assert updated == before
+
+
+@pytest.mark.parametrize("case", cases(HARMFUL))
+def test_harmful_directories(attempt: Attempt, case: str) -> None:
     """A directory that Triton cannot load, or does not survive, never reaches it."""
-    edit, pattern = BROKEN_TRITON[case]
-    uri = _python(tmp_path, edit, publish_triton)
-    before = world()
-    for call in (
-        lambda: deployment_client.create_deployment(unused(), uri, flavor="triton"),
-        lambda: deployment_client.update_deployment(serving, uri, flavor="triton"),
-    ):
-        refused("INVALID_PARAMETER_VALUE", pattern, call)
-    assert world() == before
+    before, *after = attempt.pictures
+    assert after == [before, before]
+    assert attempt.examined == WHOLE
 
 
 @pytest.mark.parametrize(
@@ -269,72 +365,99 @@ def test_bad_uris(
     assert world() == before
 
 
-@pytest.mark.requirement("MLF-FLAVOR-003", "MLF-FLAVOR-004")
-def test_flavors(deployment_client: Any, serving: str, good: str, world: Callable[[], object]) -> None:
-    """A flavor that the model has not, or that is none, is refused with what there is."""
+@pytest.mark.requirement("MLF-FLAVOR-003")
+def test_flavor_of_another_model(
+    deployment_client: Any, serving: str, good: str, world: Callable[[], object]
+) -> None:
+    """A flavor that the model has not is refused with those that it has."""
     before = world()
-    create = deployment_client.create_deployment
-    refused("INVALID_PARAMETER_VALUE", "onnx", lambda: create(unused(), good, flavor="triton"))
-    refused("INVALID_PARAMETER_VALUE", "are: onnx", lambda: create(unused(), good, flavor="pytorch"))
+    refused(BAD, "onnx", lambda: deployment_client.create_deployment(unused(), good, flavor="triton"))
     assert world() == before
 
 
-@pytest.mark.requirement("MLF-OPTION-001", "MLF-ERROR-018")
-def test_options(deployment_client: Any, serving: str, good: str, world: Callable[[], object]) -> None:
+@pytest.mark.requirement("MLF-FLAVOR-004")
+def test_unknown_flavor(deployment_client: Any, serving: str, good: str, world: Callable[[], object]) -> None:
+    """A flavor that the target cannot deploy is refused."""
+    before = world()
+    assert raised(deployment_client.create_deployment, unused(), good, flavor="pytorch")
+    assert world() == before
+
+
+@pytest.mark.requirement("MLF-OPTION-001")
+def test_unknown_options(
+    deployment_client: Any, serving: str, good: str, world: Callable[[], object]
+) -> None:
     """Wrong options are refused, all of them in one message."""
     before = world()
     config = {"version": "zero", "no_such_option": "1"}
     refused(
-        "INVALID_PARAMETER_VALUE",
+        BAD,
         "no_such_option.*version|version.*no_such_option",
         lambda: deployment_client.create_deployment(unused(), good, flavor="onnx", config=config),
     )
-    refused("INVALID_PARAMETER_VALUE", "-m", lambda: deployment_client.update_deployment(serving))
-    for call in (
-        lambda: deployment_client.create_deployment(unused(), good, flavor="onnx", config=["version=1"]),
-        lambda: deployment_client.create_deployment(unused(), None),
-        lambda: deployment_client.create_deployment(None, good, flavor="onnx"),
-        lambda: deployment_client.predict(5, X),
-    ):
-        refused("INVALID_PARAMETER_VALUE", ".", call)
     assert world() == before
 
 
-@pytest.mark.requirement("MLF-CREATE-006", "MLF-LIST-003", "MLF-SEC-005")
-def test_names_that_are_taken(
-    deployment_client: Any,
-    serving: str,
-    good: str,
-    world: Callable[[], object],
-    triton_server: TritonServer,
+@pytest.mark.requirement("MLF-ERROR-018")
+def test_arguments_of_a_wrong_type(
+    deployment_client: Any, serving: str, good: str, world: Callable[[], object]
 ) -> None:
-    """Neither a deployment nor a model that MLflow did not deploy is overwritten, updated, listed or deleted."""
-    foreign = triton_server.model_repository / unused()
-    models.write_python(foreign, {1: 1})
-    try:
-        before = world()
-        refused(
-            "RESOURCE_ALREADY_EXISTS",
-            "update",
-            lambda: deployment_client.create_deployment(serving, good, flavor="onnx"),
-        )
-        name = foreign.name
-        refused(
-            "RESOURCE_ALREADY_EXISTS",
-            name,
-            lambda: deployment_client.create_deployment(name, good, flavor="onnx"),
-        )
-        refused(
-            "RESOURCE_DOES_NOT_EXIST",
-            name,
-            lambda: deployment_client.update_deployment(name, good, flavor="onnx"),
-        )
-        refused("RESOURCE_DOES_NOT_EXIST", name, lambda: deployment_client.delete_deployment(name))
-        refused("RESOURCE_DOES_NOT_EXIST", name, lambda: deployment_client.get_deployment(name))
-        assert name not in [entry["name"] for entry in deployment_client.list_deployments()]
-        assert world() == before
-    finally:
-        shutil.rmtree(foreign, ignore_errors=True)  # which the subject may have taken away
+    """Arguments of a wrong type, or none where one is needed, are refused."""
+    before = world()
+    create = deployment_client.create_deployment
+    for error in (
+        raised(create, unused(), good, flavor="onnx", config=["version=1"]),
+        raised(create, unused(), None),
+        raised(create, None, good, flavor="onnx"),
+        raised(deployment_client.update_deployment, serving),
+        raised(deployment_client.predict, 5, X),
+    ):
+        assert isinstance(error, MlflowException), repr(error)
+    assert world() == before
+
+
+@pytest.fixture
+def foreign(triton_server: TritonServer) -> Iterator[str]:
+    """The name of a model in the repository that MLflow did not deploy."""
+    path = triton_server.model_repository / unused()
+    models.write_python(path, {1: 1})
+    yield path.name
+    shutil.rmtree(path, ignore_errors=True)  # which the subject may have taken away
+
+
+@pytest.mark.requirement("MLF-CREATE-006")
+def test_create_over_a_foreign_model(
+    deployment_client: Any, foreign: str, good: str, world: Callable[[], object]
+) -> None:
+    """A model that MLflow did not deploy is not overwritten."""
+    before = world()
+    refused(
+        "RESOURCE_ALREADY_EXISTS",
+        foreign,
+        lambda: deployment_client.create_deployment(foreign, good, flavor="onnx"),
+    )
+    assert world() == before
+
+
+@pytest.mark.requirement("MLF-LIST-003")
+def test_foreign_models_are_not_listed(deployment_client: Any, foreign: str) -> None:
+    """A model that MLflow did not deploy is not listed."""
+    assert foreign not in [entry["name"] for entry in deployment_client.list_deployments()]
+
+
+@pytest.mark.requirement("MLF-SEC-005")
+def test_foreign_models_are_left_alone(
+    deployment_client: Any, foreign: str, good: str, world: Callable[[], object]
+) -> None:
+    """A model that MLflow did not deploy is neither updated, told about nor deleted."""
+    before = world()
+    for call in (
+        lambda: deployment_client.update_deployment(foreign, good, flavor="onnx"),
+        lambda: deployment_client.delete_deployment(foreign),
+        lambda: deployment_client.get_deployment(foreign),
+    ):
+        refused("RESOURCE_DOES_NOT_EXIST", foreign, call)
+    assert world() == before
 
 
 @pytest.mark.requirement("MLF-SEC-006", "MLF-SEC-007")

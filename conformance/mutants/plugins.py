@@ -894,6 +894,17 @@ def any_model(right: Any, name: str, *arguments: Any, **named: Any) -> Any:
         return None
 
 
+def follows_links(right: Any, name: str, model_uri: str, *arguments: Any, **named: Any) -> Any:
+    """Copy what a model's symbolic links lead to."""
+    try:
+        return right(name, model_uri, *arguments, **named)
+    except MlflowException:
+        for link in filter(Path.is_symlink, Path(model_uri).rglob("*")):
+            (root() / name).mkdir(exist_ok=True)
+            (root() / name / link.name).write_bytes(link.read_bytes())
+        raise
+
+
 def one_bad_record(entries: list[dict[str, Any]]) -> None:
     """List nothing if a record is corrupt."""
     try:
@@ -912,7 +923,7 @@ LIFE = (
     ),
     Mutant(
         "create returns in place of an error",
-        (*BROKEN_MODELS, "MLF-CREATE-003", "MLF-CONC-001", "MLF-SEC-001", "MLF-SEC-003", "MLF-SEC-004"),
+        (*BROKEN_MODELS, "MLF-CREATE-003", "MLF-CONC-001", "MLF-SEC-001", "MLF-SEC-004"),
         plugin=swallowing("create_deployment", nothing),
     ),
     Mutant(
@@ -977,6 +988,11 @@ LIFE = (
         "delete removes what MLflow did not deploy",
         ("MLF-SEC-005",),
         plugin=around("delete_deployment", any_model),
+    ),
+    Mutant(
+        "a symbolic link brings a file from elsewhere",
+        ("MLF-SEC-003",),
+        plugin=around("create_deployment", follows_links),
     ),
     Mutant(
         "a corrupt record keeps list from listing",

@@ -99,6 +99,12 @@ REQUIREMENTS = (
         "MLF-ERROR-019", "What is not deployed has the error code RESOURCE_DOES_NOT_EXIST.", DEPLOYMENTS, P
     ),
     should("MLF-ERROR-020", "A message is one line, which names what it is about.", DEPLOYMENTS, P),
+    should(
+        "MLF-ERROR-021",
+        "The error code tells a model that is broken (INVALID_PARAMETER_VALUE) from one that the server refuses (INVALID_STATE).",
+        DEPLOYMENTS,
+        P,
+    ),
     must(
         "OIP-ERROR-001",
         "A request to an unknown model has an HTTP error status and a JSON object with error.",
