@@ -122,7 +122,7 @@ def nvidia(session: nox.Session) -> None:
     servers = ("--triton-launcher=embedded", "--mlflow-launcher=embedded")
     # Not below this directory, where pytest would find the project's own settings.
     with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
-        session.run(*PYTEST, *suite, *servers, f"--conformance-report={report}", success_codes=[0, 1])
+        session.run(*PARALLEL, *suite, *servers, f"--conformance-report={report}", success_codes=[0, 1])
 
 
 @nox.session
