@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -225,6 +226,12 @@ def _tidy(_applies: None, protocol: Protocol, triton_server: TritonServer) -> It
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
+def _bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some servers a load that fails does not come back: that must not take the whole time that a test has."""
+    monkeypatch.setenv("TRITON_LOAD_TIMEOUT", os.environ.get("TRITON_LOAD_TIMEOUT", "60"))
 
 
 @pytest.fixture(scope="session")
