@@ -230,17 +230,14 @@ class Attempt(NamedTuple):
     examined: object
 
 
-@pytest.fixture(scope="module")
-def attempts() -> dict[str, Attempt]:
-    """Those that have been made, by case: more than one test looks at each."""
-    return {}
+ATTEMPTS = pytest.StashKey[dict[str, Attempt]]()
+"""Those that have been made, by case: more than one test looks at each, and one may cost a server."""
 
 
 @pytest.fixture
 def attempt(
     request: pytest.FixtureRequest,
     case: str,
-    attempts: dict[str, Attempt],
     deployed: Deployed,
     deployment_client: Any,
     good: str,
@@ -248,6 +245,7 @@ def attempt(
     tmp_path: Path,
 ) -> Attempt:
     """Create a deployment of a broken model, and update another with it."""
+    attempts = request.config.stash.setdefault(ATTEMPTS, {})
     if case not in attempts:
         flavor = "onnx" if case in BROKEN_ONNX else "triton"
         if flavor == "onnx":
