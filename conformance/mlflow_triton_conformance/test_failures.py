@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 X = {"x": np.ones((1, 1), np.float32)}
 
 
-@pytest.fixture(autouse=True)
-def _bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On some servers a load that fails does not come back: that must not take the whole time that a test has."""
-    monkeypatch.setenv("TRITON_LOAD_TIMEOUT", "60")
-
-
 @pytest.fixture(scope="module")
 def good(onnx_backend: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a model that can be deployed: it adds one."""

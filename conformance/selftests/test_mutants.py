@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import mlflow_triton_conformance
+import mutants
 from mlflow_triton_conformance.catalogue import CATALOGUE
 from mutants.registry import MUTANTS, untested
 
@@ -40,3 +44,23 @@ def test_sample() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 survived" in done.stdout
     assert "SURVIVED" not in done.stdout
+
+
+def test_the_table_is_of_this_suite() -> None:
+    """The table of what catches which mutant has a row for each of them, and names tests that there are."""
+    rows = re.findall(
+        r"^\| ([A-Z]+-[A-Z]+-\d+) \| (.+) \| (.+) \|$",
+        (Path(mutants.__file__).parent / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    assert sorted((name, defect) for name, defect, _ in rows) == sorted(
+        (name, it.defect) for it in MUTANTS for name in it.breaks
+    )
+    suite = Path(mlflow_triton_conformance.__file__).parent
+    tests = {
+        f"{path.stem}::{name}"
+        for path in suite.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    named = {name for *_, by in rows for name in re.findall(r"`(test_\w+::test_\w+)", by)}
+    assert named - tests == set()
