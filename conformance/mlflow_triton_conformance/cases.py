@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
     from _pytest.mark import ParameterSet
 
-__all__ = ["cases"]
+__all__ = ["ATTEMPTS", "cases"]
+
+
+ATTEMPTS = pytest.StashKey[dict[str, Any]]()
+"""What came of something done once for several tests, by case: kept beside the fixtures, as it may have cost a server and so all of them."""
 
 
 def cases(requirements: Mapping[str, str]) -> list[ParameterSet]:

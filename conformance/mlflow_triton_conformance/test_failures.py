@@ -18,7 +18,7 @@ from mlflow.deployments import cli, get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_conformance import models
-from mlflow_triton_conformance.cases import cases
+from mlflow_triton_conformance.cases import ATTEMPTS, cases
 from mlflow_triton_conformance.models import answered
 
 if TYPE_CHECKING:
@@ -224,10 +224,6 @@ class Attempt(NamedTuple):
     examined: object
 
 
-ATTEMPTS = pytest.StashKey[dict[str, Attempt]]()
-"""Those that have been made, by case: more than one test looks at each, and one may cost a server."""
-
-
 @pytest.fixture
 def attempt(
     request: pytest.FixtureRequest,
@@ -239,7 +235,7 @@ def attempt(
     tmp_path: Path,
 ) -> Attempt:
     """Create a deployment of a broken model, and update another with it."""
-    attempts = request.config.stash.setdefault(ATTEMPTS, {})
+    attempts: dict[str, Attempt] = request.config.stash.setdefault(ATTEMPTS, {})
     if case not in attempts:
         flavor = "onnx" if case in BROKEN_ONNX else "triton"
         if flavor == "onnx":

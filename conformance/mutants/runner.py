@@ -13,7 +13,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 import mlflow_triton_conformance
-from mlflow_triton_conformance import plugin, protocol
+from mlflow_triton_conformance import cases, plugin, protocol
 from mlflow_triton_conformance.results import test_id
 from mutants import behind
 
@@ -144,6 +144,7 @@ class Runner:
                 if mutant.plugin is not None:
                     self._played.enter_context(mutant.plugin())
             # What the session shares is kept; what a module does is made anew.
+            session.config.stash[cases.ATTEMPTS] = {}
             nextitem: Any = session
             reports = runtestprotocol(item, log=False, nextitem=nextitem)
         failed = [it for it in reports if it.failed and it.when != "teardown"]
