@@ -7,13 +7,15 @@ A capability is a name:
 ``grpc``, ``metrics``
     The endpoint is known and answers.
 ``backend:NAME``
-    The server loads a trial model of this backend.
+    The server has this backend: a trial model of it loads, or fails with another reason than that there is none.
 ``extension:NAME``
     The server names the extension in its metadata.
 ``shared memory``
     The server takes part in the system shared memory of this machine.
 ``gpu``
     The server sees a GPU.
+``host files``
+    The server sees this machine's files as they are, also beside its model repository.
 ``restart``
     The launcher can start a server like this one, end it or kill it, and start it again.
 ``option:NAME``, ``setting:NAME``
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Capabilities", "of_plugin", "of_server"]
 
 _TIMEOUT = 60.0  # seconds for a trial model
+_NO_BACKEND = re.compile(r"unable to find .*(backend|libtriton)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def of_server(server: TritonServer, *, gpu: bool) -> Facts:
         f"extension:{name}": CapabilityFound(present=True, detail="named in the server's metadata")
         for name in extensions
     }
-    found |= _backends(server)
+    found |= _backends(server) if "model_repository" in extensions else _untried()
     found["grpc"] = CapabilityFound(
         present=bool(server.grpc_url), detail=server.grpc_url or "no --triton-grpc-url"
     )
@@ -112,9 +115,10 @@ def of_server(server: TritonServer, *, gpu: bool) -> Facts:
         found["gpu"] = _gpu(server, python=found["backend:python"]["present"])
     else:
         found["gpu"] = CapabilityFound(present=False, detail="the server was given none (--triton-gpu)")
-    found["restart"] = CapabilityFound(
+    embedded = CapabilityFound(
         present=server.launcher == "embedded", detail=f"a server of the launcher {server.launcher}"
     )
+    found["host files"] = found["restart"] = embedded
     described = ServerUnderTest(
         name=str(told.get("name", "")),
         version=str(told.get("version", "")),
@@ -161,9 +165,16 @@ def _backends(server: TritonServer) -> dict[str, CapabilityFound]:
         ):  # a failed load makes the server unready until one of that name succeeds
             _trial(control, works[0], names[backend])
     return {
-        f"backend:{backend}": CapabilityFound(present=reason is None, detail=reason or "loads a trial model")
+        f"backend:{backend}": CapabilityFound(
+            present=reason is None or not _NO_BACKEND.search(reason), detail=reason or "loads a trial model"
+        )
         for backend, reason in reasons.items()
     }
+
+
+def _untried() -> dict[str, CapabilityFound]:
+    detail = "no model can be loaded: the server has no extension model_repository"
+    return {f"backend:{backend}": CapabilityFound(present=False, detail=detail) for backend in BACKENDS}
 
 
 def _trial(control: Control, backend: str, name: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import click
 
 from mlflow_triton_conformance import page
-from mlflow_triton_conformance.report import SCHEMA, Report
+from mlflow_triton_conformance.report import SCHEMA, Report, write
 
 __all__ = ["main"]
 
@@ -38,7 +38,7 @@ def compare(reports: tuple[Path, ...], output: Path) -> None:
         raise click.UsageError("A comparison needs two reports at least. Nothing was written.")
     text = page.compare([_read(path) for path in reports])
     try:
-        output.write_text(text, "utf-8", "backslashreplace")
+        write(output, text)
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}.") from None
     click.echo(output)
@@ -59,4 +59,11 @@ def _read(path: Path) -> Report:
         raise click.ClickException(
             f"{path} is not a whole report: it has no {', '.join(missing)}. Nothing was written."
         )
+    try:
+        page.compare([found])
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise click.ClickException(
+            f"{path} is damaged: what it holds is not in the form of a report ({type(error).__name__}: {error}). Nothing was "
+            "written. Take the report.json that --conformance-report wrote."
+        ) from None
     return cast("Report", found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import itertools
 import json
 import os
@@ -45,6 +46,8 @@ OURS = re.compile(r"-[0-9a-f]{8}(-|\d?$)")
 """What is in every name that the suite makes."""
 FAILED = pytest.StashKey[bool]()
 """Whether the last phase of a test failed."""
+SERVED = pytest.StashKey[bool]()
+"""Whether there ever was a server."""
 CONNECTIONS = 16
 """Twice the threads that serve Triton's HTTP."""
 PATIENCE = 5.0
@@ -94,9 +97,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note that a test failed."""
+    """Note that a test failed; break off a run that has no server at all, in which each one would, for the same reason."""
     report = yield
     item.stash[FAILED] = report.failed
+    if report.when == "setup" and report.failed and not item.config.stash.get(SERVED, False):
+        item.session.shouldstop = (
+            "There is no server to test, see above. None of the tests that follow was run."
+        )
     return report
 
 
@@ -107,7 +114,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     Everything that is set up depends on a server, so all of it is torn down; the next test sets up what it needs.
     """
     running = item.config.stash[logs.KEY].servers
-    ended = [name for name, server in running.items() if not logs.answers(server)]
+    ended = [name for name, server in running.items() if _ended(server)]
     said = "ended during"
     if not ended and item.stash.get(FAILED, False):
         ended = [name for name, server in running.items() if _hangs(server)]
@@ -124,6 +131,30 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         f"The {' and the '.join(ended)} {said} this test. The tests that follow have another one.",
         pytrace=False,
     )
+
+
+def _ended(server: Server) -> bool:
+    """Tell whether a server has ended, or is about to: one that was killed lets go of its port a little later."""
+    if not logs.answers(server):
+        return True
+    try:
+        _asked(f"{server.url}/v2/health/live")
+    except (ConnectionError, http.client.BadStatusLine):
+        return _lets_go(server)
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ConnectionError) and _lets_go(server)
+    except (OSError, http.client.HTTPException):
+        return False
+    return False
+
+
+def _lets_go(server: Server) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while logs.answers(server):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _hangs(server: Server) -> bool:
@@ -175,6 +206,7 @@ def target(pytestconfig: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def capabilities(request: pytest.FixtureRequest, triton_server: TritonServer, target: str) -> Capabilities:
     """What server and plugin have."""
+    request.config.stash[SERVED] = True
     gpu = triton_server.launcher == "attached" or resolved(request.config).gpu != "off"
     facts = discovery.of_server(triton_server, gpu=gpu)
     expected = request.config.stash[plugin.EXPECTATIONS]

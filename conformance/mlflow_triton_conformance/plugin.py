@@ -32,6 +32,7 @@ MARKER = "requirement"
 EVIDENCE = pytest.StashKey[Evidence]()
 EXPECTATIONS = pytest.StashKey[Expectations]()
 SEED = pytest.StashKey[str]()
+JSON, HTML, BADGE, JUNIT = "report.json", "report.html", "badge.svg", "junit.xml"
 WORKER_SEED = "mlflow_triton_conformance_seed"
 
 
@@ -58,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     directory = _directory(config)
     config.pluginmanager.register(Recorder(config, directory))
     if directory and not config.getoption("xmlpath", default=None):
-        config.option.xmlpath = str(directory / "junit.xml")
+        config.option.xmlpath = str(directory / JUNIT)
 
 
 def _expectations(config: pytest.Config) -> Expectations:
@@ -155,18 +156,12 @@ def pytest_runtest_makereport(
 
 
 def _write(directory: Path, found: Report) -> None:
-    """Write the files of a report, each of them whole: what somebody reads meanwhile is the former one."""
+    """Write the files of a report."""
     from mlflow_triton_conformance import page  # noqa: PLC0415 - only where there is a report
 
-    files = {
-        "report.json": json.dumps(found, indent=1, ensure_ascii=False) + "\n",
-        "report.html": page.render(found),
-        "badge.svg": page.badge(found),
-    }
-    for name, text in files.items():
-        part = directory / f".{name}.part"
-        part.write_text(text, "utf-8", "backslashreplace")  # what is no text is JSON's escape
-        part.replace(directory / name)
+    report.write(directory / JSON, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    report.write(directory / HTML, page.render(found))
+    report.write(directory / BADGE, page.badge(found))
 
 
 class Recorder:
@@ -183,10 +178,15 @@ class Recorder:
         self._started = datetime.now(timezone.utc)
         self._results = Results(config.stash[EVIDENCE].options)
         self._report: Report | None = None
+        self._began = False
         self._progress = Progress(config)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Show now and then how far a long run has come."""
+        """Take away the report of a former run, which this one may not live to replace; show how far a long run has come."""
+        if self._directory is not None and not self._began:
+            for name in (JSON, HTML, BADGE, JUNIT):
+                (self._directory / name).unlink(missing_ok=True)
+        self._began = True
         self._progress.show(nodeid, self._results)
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:

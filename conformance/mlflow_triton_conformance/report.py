@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from mlflow_triton_conformance.catalogue import Requirement
 
-__all__ = ["SCHEMA", "Report", "Result", "ResultOfTest", "expectations", "requirements", "verdict"]
+__all__ = ["SCHEMA", "Report", "Result", "ResultOfTest", "expectations", "requirements", "verdict", "write"]
 
 SCHEMA = 1
 
@@ -236,3 +237,14 @@ def verdict(results: Iterable[RequirementResult], *, whole: bool) -> Verdict:
     if "failed" in found:
         return "failed"
     return "passed" if whole and "not run" not in found else "incomplete"
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all; what is no Unicode in it is written as JSON's escape.
+
+    Raises:
+        OSError: It cannot be written; what was there still is.
+    """
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, "utf-8", "backslashreplace")
+    part.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ __all__ = ["NO_SERVER", "PHASE", "Evidence", "Facts", "Phase", "Results", "test_
 PACKAGE = Path(__file__).parent
 TENSORS = "tensors of this failure, to paste into Python"
 """The section with which `pytest_mlflow_triton` reports a comparison."""
+SERVER_LOG = re.compile(r"(Captured )?(Triton|MLflow) server\b.* log\b")
+"""The sections with what the servers logged, apart from those with what the test's own process did."""
 LONGEST = 20_000
 """Characters of a message, and of a log."""
 
@@ -103,7 +106,7 @@ class Evidence:
         if report.failed:
             phase["message"] = _message(report)[:LONGEST]
             phase["reproduction"] = _reproduction(report, name, self.options)
-            logs = [f"{title}\n{text}" for title, text in report.sections if " log" in title]
+            logs = [f"{title}\n{text}" for title, text in report.sections if SERVER_LOG.match(title)]
             phase["server_log"] = "\n\n".join(logs)[-LONGEST:]
         elif report.skipped:
             longrepr = report.longrepr

@@ -113,6 +113,12 @@ def refused(code: str, pattern: str, function: Callable[[], object]) -> None:
     assert "\n" not in caught.value.message
 
 
+def rejected(function: Callable[[], object]) -> None:
+    """Assert that a call fails with MLflow's exception, whatever it says."""
+    error = raised(function)
+    assert isinstance(error, MlflowException), repr(error)
+
+
 def _edited(uri: str, tmp_path: Path, edit: Callable[[Path], object]) -> str:
     local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "edited")))
     edit(local)
@@ -183,6 +189,14 @@ BROKEN_TRITON: dict[str, tuple[Callable[[Path], object], str]] = {
 # Names that lead out of the repository, and names that Triton cannot serve.
 OUTSIDE = [".", "..", "../out", "/abs", "a/b"]
 UNSERVABLE = ["a b", "", "ü", ".hidden", "a\n", "x" * 300, "%41"]
+# Model URIs that name nothing, and what of each an error has to say.
+NOWHERE = {
+    "models:/no-such-model/1": "no-such-model",
+    "models:/no-such-model@champion": "no-such-model",
+    "runs:/0123456789abcdef0123456789abcdef/model": "0123456789abcdef",
+    "/no/such/directory": "/no/such/directory",
+    "": "empty",
+}
 
 
 BROKEN = {
@@ -265,15 +279,22 @@ def test_broken_models(attempt: Attempt, case: str) -> None:
             assert BROKEN_ONNX[case][2] in str(error)  # the server's reason
 
 
-@pytest.mark.parametrize("case", cases(dict.fromkeys(BROKEN, "MLF-ERROR-020 MLF-ERROR-021")))
+@pytest.mark.parametrize("case", cases(dict.fromkeys(BROKEN, "MLF-ERROR-020")))
 def test_messages(attempt: Attempt, case: str) -> None:
-    """The message is one line that names what is wrong, and the error code tells whose it is to mend."""
-    code, pattern = BROKEN_ONNX[case][1:] if case in BROKEN_ONNX else (BAD, BROKEN_TRITON[case][1])
+    """The message is one line that names what is wrong."""
+    pattern = BROKEN_ONNX[case][2] if case in BROKEN_ONNX else BROKEN_TRITON[case][1]
     for error in attempt.errors:
         assert isinstance(error, MlflowException), repr(error)
         assert re.search(pattern, error.message)
         assert "\n" not in error.message
-        assert error.error_code == code
+
+
+@pytest.mark.parametrize("case", cases(dict.fromkeys(BROKEN, "MLF-ERROR-021")))
+def test_codes(attempt: Attempt, case: str) -> None:
+    """The error code tells whose it is to mend."""
+    for error in attempt.errors:
+        assert isinstance(error, MlflowException), repr(error)
+        assert error.error_code == (BROKEN_ONNX[case][1] if case in BROKEN_ONNX else BAD)
 
 
 @pytest.mark.parametrize("case", cases(dict.fromkeys(BROKEN_ONNX, "MLF-LIFE-003")))
@@ -320,37 +341,41 @@ def test_bad_names(deployment_client: Any, good: str, world: Callable[[], object
         lambda: deployment_client.delete_deployment(name),
         lambda: deployment_client.get_deployment(name),
     ):
-        refused("INVALID_PARAMETER_VALUE", "name", call)
+        rejected(call)
     assert world() == before
 
 
-@pytest.mark.requirement("MLF-ERROR-017", "MLF-ERROR-020")
-@pytest.mark.parametrize(
-    ("uri", "pattern"),
-    [
-        ("models:/no-such-model/1", "no-such-model"),
-        ("models:/no-such-model@champion", "no-such-model"),
-        ("runs:/0123456789abcdef0123456789abcdef/model", "0123456789abcdef"),
-        ("/no/such/directory", "/no/such/directory"),
-        ("", "empty"),
-    ],
-)
-def test_bad_uris(
-    deployment_client: Any, serving: str, world: Callable[[], object], uri: str, pattern: str
-) -> None:
-    """A model URI that names nothing is an error that names it."""
+@pytest.mark.requirement("MLF-ERROR-020", "MLF-ERROR-021")
+def test_messages_of_bad_names(deployment_client: Any, good: str) -> None:
+    """The error for a name that cannot be one says that it is the name."""
+    for name in (*OUTSIDE, *UNSERVABLE):
+        for call in (
+            lambda: deployment_client.create_deployment(name, good, flavor="onnx"),  # noqa: B023 - called at once
+            lambda: deployment_client.get_deployment(name),  # noqa: B023
+        ):
+            refused(BAD, "name", call)
+
+
+@pytest.mark.requirement("MLF-ERROR-017")
+@pytest.mark.parametrize("uri", NOWHERE)
+def test_bad_uris(deployment_client: Any, serving: str, world: Callable[[], object], uri: str) -> None:
+    """A model URI that names nothing is refused."""
     before = world()
-    refused(
-        "RESOURCE_DOES_NOT_EXIST",
-        pattern,
-        lambda: deployment_client.create_deployment(unused(), uri, flavor="onnx"),
-    )
-    refused(
-        "RESOURCE_DOES_NOT_EXIST",
-        pattern,
-        lambda: deployment_client.update_deployment(serving, uri, flavor="onnx"),
-    )
+    rejected(lambda: deployment_client.create_deployment(unused(), uri, flavor="onnx"))
+    rejected(lambda: deployment_client.update_deployment(serving, uri, flavor="onnx"))
     assert world() == before
+
+
+@pytest.mark.requirement("MLF-ERROR-020", "MLF-ERROR-021")
+@pytest.mark.parametrize("uri", NOWHERE)
+def test_messages_of_bad_uris(deployment_client: Any, serving: str, uri: str) -> None:
+    """The error for a model URI that names nothing names it."""
+    pattern = NOWHERE[uri]
+    for call in (
+        lambda: deployment_client.create_deployment(unused(), uri, flavor="onnx"),
+        lambda: deployment_client.update_deployment(serving, uri, flavor="onnx"),
+    ):
+        refused("RESOURCE_DOES_NOT_EXIST", pattern, call)
 
 
 @pytest.mark.requirement("MLF-FLAVOR-003")
@@ -419,11 +444,7 @@ def test_create_over_a_foreign_model(
 ) -> None:
     """A model that MLflow did not deploy is not overwritten."""
     before = world()
-    refused(
-        "RESOURCE_ALREADY_EXISTS",
-        foreign,
-        lambda: deployment_client.create_deployment(foreign, good, flavor="onnx"),
-    )
+    assert raised(deployment_client.create_deployment, foreign, good, flavor="onnx")
     assert world() == before
 
 
@@ -437,33 +458,62 @@ def test_foreign_models_are_not_listed(deployment_client: Any, foreign: str) -> 
 def test_foreign_models_are_left_alone(
     deployment_client: Any, foreign: str, good: str, world: Callable[[], object]
 ) -> None:
-    """A model that MLflow did not deploy is neither updated, told about nor deleted."""
+    """A model that MLflow did not deploy is neither updated nor deleted."""
     before = world()
+    raised(deployment_client.update_deployment, foreign, good, flavor="onnx")
+    raised(deployment_client.delete_deployment, foreign)
+    assert world() == before
+
+
+@pytest.mark.requirement("MLF-ERROR-020", "MLF-ERROR-021")
+def test_messages_of_foreign_models(deployment_client: Any, foreign: str, good: str) -> None:
+    """The error for a model that MLflow did not deploy names it, and tells whether one of its name is in the way."""
     for call in (
         lambda: deployment_client.update_deployment(foreign, good, flavor="onnx"),
         lambda: deployment_client.delete_deployment(foreign),
         lambda: deployment_client.get_deployment(foreign),
     ):
         refused("RESOURCE_DOES_NOT_EXIST", foreign, call)
-    assert world() == before
+    create = deployment_client.create_deployment
+    refused("RESOURCE_ALREADY_EXISTS", foreign, lambda: create(foreign, good, flavor="onnx"))
 
 
-@pytest.mark.requirement("MLF-SEC-006", "MLF-SEC-007")
+CORRUPT = ("", "{", "[]", '{"name": "another"}', "\x00")
+
+
+@pytest.mark.requirement("MLF-SEC-007")
 @pytest.mark.slow
-def test_corrupt_record(
-    deployment_client: Any,
-    serving: str,
-    good: str,
-    world: Callable[[], object],
-    triton_server: TritonServer,
+def test_a_corrupt_record_among_others(
+    deployment_client: Any, serving: str, good: str, world: Callable[[], object], triton_server: TritonServer
 ) -> None:
-    """A corrupt record is reported by name for its deployment, and harms no other one."""
+    """A corrupt record harms no other deployment."""
     other = unused()
     deployment_client.create_deployment(other, good, flavor="onnx")
     record = triton_server.model_repository / other / "mlflow-meta.json"
     kept = record.read_bytes()
     try:
-        for content in ("", "{", "[]", '{"name": "another"}', "\x00"):
+        for content in CORRUPT:
+            record.write_text(content)
+            before = world()
+            assert serving in [entry["name"] for entry in deployment_client.list_deployments()]
+            assert world() == before
+    finally:
+        record.write_bytes(kept)
+        deployment_client.delete_deployment(other)
+
+
+@pytest.mark.requirement("MLF-SEC-006")
+@pytest.mark.slow
+def test_corrupt_record(
+    deployment_client: Any, good: str, world: Callable[[], object], triton_server: TritonServer
+) -> None:
+    """A corrupt record is reported by name for its deployment."""
+    other = unused()
+    deployment_client.create_deployment(other, good, flavor="onnx")
+    record = triton_server.model_repository / other / "mlflow-meta.json"
+    kept = record.read_bytes()
+    try:
+        for content in CORRUPT:
             record.write_text(content)
             before = world()
             refused("INVALID_STATE", "mlflow-meta.json", lambda: deployment_client.get_deployment(other))
@@ -473,7 +523,6 @@ def test_corrupt_record(
                 lambda: deployment_client.update_deployment(other, good, flavor="onnx"),
             )
             refused("INVALID_STATE", "mlflow-meta.json", lambda: deployment_client.delete_deployment(other))
-            assert serving in [entry["name"] for entry in deployment_client.list_deployments()]
             assert world() == before
     finally:
         record.write_bytes(kept)
@@ -582,7 +631,7 @@ def test_dead_server(
             client.list_deployments,
             lambda: client.predict(serving, X),
         ):
-            refused("TEMPORARILY_UNAVAILABLE", dead, call)
+            rejected(call)
         assert world() == before
 
 
@@ -590,7 +639,7 @@ def test_dead_server(
 def test_dead_mlflow(
     deployment_client: Any, serving: str, world: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no MLflow listens, that is said at once, and not after minutes of retries."""
+    """Where no MLflow listens, that is said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -600,8 +649,37 @@ def test_dead_mlflow(
             lambda: deployment_client.create_deployment(unused(), "models:/any/1", flavor="onnx"),
             lambda: deployment_client.update_deployment(serving, "models:/any@champion", flavor="onnx"),
         ):
-            refused("TEMPORARILY_UNAVAILABLE", dead, call)
+            rejected(call)
         assert world() == before
+
+
+@pytest.mark.requirement("MLF-ERROR-020", "MLF-ERROR-021")
+def test_messages_of_servers_that_do_not_answer(
+    serving: str,
+    good: str,
+    deployment_client: Any,
+    target: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error where nothing listens names the address, and that of MLflow's does not come after minutes of retries."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{probe.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{dead}")
+        create = deployment_client.create_deployment
+        refused("TEMPORARILY_UNAVAILABLE", dead, lambda: create(unused(), "models:/any/1", flavor="onnx"))
+        monkeypatch.setenv("TRITON_URL", dead)
+        monkeypatch.setenv("TRITON_GRPC_URL", "")
+        client = get_deploy_client(target)
+        for call in (
+            lambda: client.create_deployment(unused(), good, flavor="onnx"),
+            lambda: client.update_deployment(serving, good, flavor="onnx"),
+            lambda: client.delete_deployment(serving),
+            lambda: client.get_deployment(serving),
+            client.list_deployments,
+            lambda: client.predict(serving, X),
+        ):
+            refused("TEMPORARILY_UNAVAILABLE", dead, call)
 
 
 @pytest.mark.requirement("MLF-FAULT-004")

@@ -218,19 +218,36 @@ BAD = {
     ),
 )
 def test_bad_inputs(predict: Subject, case: str) -> None:
-    """An input that does not fit is refused before it is sent, by the names of tensor, place, value and datatype."""
+    """An input that does not fit is refused."""
+    with pytest.raises(MlflowException):
+        predict(BAD[case][0])
+
+
+@pytest.mark.requirement("MLF-INPUT-015")
+@pytest.mark.parametrize("case", BAD)
+def test_messages_of_bad_inputs(predict: Subject, case: str) -> None:
+    """What does not fit is told by tensor, place, value and datatype."""
     inputs, pattern = BAD[case]
     with pytest.raises(MlflowException, match=pattern) as caught:
         predict(inputs)
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
+TOO_LARGE = {name: np.zeros((9, 16), np.float32) for name in ("INPUT0", "INPUT1")}
+
+
 @pytest.mark.requirement("MLF-INPUT-014")
 def test_too_large_a_batch(predict: Subject) -> None:
-    """A batch that the model does not take is an error that names the model's limit."""
-    inputs = {name: np.zeros((9, 16), np.float32) for name in ("INPUT0", "INPUT1")}
+    """A batch that the model does not take is refused."""
+    with pytest.raises(MlflowException):
+        predict(TOO_LARGE)
+
+
+@pytest.mark.requirement("MLF-INPUT-015")
+def test_message_of_too_large_a_batch(predict: Subject) -> None:
+    """The error for a batch that the model does not take names the model's limit."""
     with pytest.raises(MlflowException, match=r"\b8\b") as caught:
-        predict(inputs)
+        predict(TOO_LARGE)
     assert caught.value.error_code in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
 
 

@@ -209,6 +209,76 @@ def test_a_crashed_worker(pytester: pytest.Pytester) -> None:
     assert "pytest --pyargs" in crashed["reproduction"]
 
 
+KILLED = """
+import os, signal
+import pytest
+
+@pytest.mark.requirement("MLF-CREATE-001")
+def test_is_the_last():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run(suite: pytest.Pytester) -> None:
+    """A run that has no time to write its report does not leave that of a former one, which is about another run."""
+    run(suite)
+    left = {it.name for it in (suite.path / "out").iterdir()}
+    assert left == {"report.json", "report.html", "badge.svg", "junit.xml"}
+    suite.makepyfile(test_a_killed_run=KILLED)
+    suite.runpytest_subprocess("-p", "no:cacheprovider", "--conformance-report=out", "test_a_killed_run.py")
+    assert list((suite.path / "out").iterdir()) == []
+
+
+LOGS = """
+import logging
+import pytest
+
+@pytest.mark.requirement("MLF-CREATE-001")
+def test_fails(request):
+    logging.getLogger("urllib3").warning("of the client")
+    request.node.add_report_section("call", "Triton server log", "of the server")
+    assert False
+"""
+
+
+def test_logs(pytester: pytest.Pytester) -> None:
+    """A failure's server log has what the server logged, and not what the test's own process did."""
+    pytester.makepyfile(LOGS)
+    _, found = run(pytester)
+    assert found["tests"][0]["server_log"] == "Captured Triton server log call\nof the server"
+
+
+NO_SERVER = """
+import pytest
+
+@pytest.mark.requirement("MLF-CREATE-001")
+def test_one(protocol):
+    pass
+
+@pytest.mark.requirement("MLF-CREATE-002")
+def test_two(protocol):
+    pass
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]])
+def test_no_server(pytester: pytest.Pytester, workers: list[str]) -> None:
+    """A run whose server does not answer ends at once, with what to do, and is no verdict about every requirement."""
+    pytester.makeconftest("from mlflow_triton_conformance.conftest import *")
+    pytester.makepyfile(NO_SERVER)
+    servers = ("--triton-url=http://127.0.0.1:9", f"--triton-model-repo={pytester.path}")
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "--conformance-report=out", *servers, *workers
+    )
+    found = json.loads((pytester.path / "out" / "report.json").read_text())
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(
+        "*(from --triton-url) cannot be reached: Connection refused. Start it, or correct*"
+    )
+    result.stdout.fnmatch_lines("*There is no server to test, see above.*")
+    assert [it["id"].partition("::")[2] for it in found["tests"]] == ["test_one"]
+
+
 INTERRUPTED = """
 import os
 import signal

@@ -225,6 +225,7 @@ def test_compare_command(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text('{"schema": 7}')
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "part.json").write_text('{"schema": 1}')
+    (tmp_path / "damaged.json").write_text(json.dumps(made() | {"requirements": [{}]}))
     a, b, out = (str(tmp_path / name) for name in ("a.json", "b.json", "c.html"))
     result = CliRunner().invoke(main, ["compare", a, b, "-o", out])
     assert (result.exit_code, result.stdout) == (0, f"{out}\n")
@@ -236,6 +237,10 @@ def test_compare_command(tmp_path: Path) -> None:
         ([a, str(tmp_path / "old.json")], "its schema is 7, not 1"),
         ([a, str(tmp_path / "broken.json")], "cannot be read as JSON"),
         ([a, str(tmp_path / "part.json")], "is not a whole report: it has no capabilities, "),
+        (
+            [a, str(tmp_path / "damaged.json")],
+            "damaged.json is damaged: what it holds is not in the form of a report",
+        ),
         ([a, b, "-o", str(tmp_path / "no" / "c.html")], "cannot be written"),
     ):
         result = CliRunner().invoke(main, ["compare", "-o", out, *arguments])

@@ -178,6 +178,13 @@ REQUIREMENTS = (
         P,
         X,
     ),
+    should(
+        "MLF-INPUT-015",
+        "What is wrong with an input is told by its names, with the error code INVALID_PARAMETER_VALUE.",
+        DEPLOYMENTS,
+        P,
+        X,
+    ),
     must(
         "MLF-STANDARD-001",
         "A model of ONNX's own tests that the server can load answers, once deployed, as those tests say.",

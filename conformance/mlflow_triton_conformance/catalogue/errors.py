@@ -101,7 +101,8 @@ REQUIREMENTS = (
     should("MLF-ERROR-020", "A message is one line, which names what it is about.", DEPLOYMENTS, P),
     should(
         "MLF-ERROR-021",
-        "The error code tells a model that is broken (INVALID_PARAMETER_VALUE) from one that the server refuses (INVALID_STATE).",
+        "The error code is INVALID_PARAMETER_VALUE for what was given wrong, INVALID_STATE for what the server refuses, "
+        "RESOURCE_DOES_NOT_EXIST for what is not there, and TEMPORARILY_UNAVAILABLE for a server that does not answer.",
         DEPLOYMENTS,
         P,
     ),

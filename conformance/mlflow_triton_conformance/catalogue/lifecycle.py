@@ -45,7 +45,9 @@ REQUIREMENTS = (
         "option:keep_previous",
         X,
     ),
-    should("MLF-LIFE-010", "get_deployment tells that files were changed by hand.", NVIDIA_PLUGIN, X),
+    should(
+        "MLF-LIFE-010", "get_deployment tells, as in_sync, that files were changed by hand.", NVIDIA_PLUGIN, X
+    ),
     should(
         "MLF-LIFE-011",
         "After any sequence of operations, failing ones among them, the verbs and the server agree.",

@@ -57,7 +57,7 @@ REQUIREMENTS = (
     must("TRT-TRACE-001", "The trace settings can be read.", TRACE, "extension:trace"),
     should(
         "MLF-OBS-001",
-        "get_deployment tells whether the server runs just what the record says.",
+        "get_deployment tells, as in_sync, whether the server runs just what the record says.",
         NVIDIA_PLUGIN,
         P,
     ),

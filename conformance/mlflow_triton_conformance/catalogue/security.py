@@ -56,9 +56,15 @@ REQUIREMENTS = (
         P,
     ),
     must(
-        "TRT-SEC-001", "A model name that leads out of the model repository loads nothing over HTTP.", SECURE
+        "TRT-SEC-001",
+        "A model name that leads out of the model repository loads nothing over HTTP.",
+        SECURE,
+        "host files",
     ),
     should(
-        "TRT-SEC-002", "A model name that leads out of the repository is not listed by the index.", SECURE
+        "TRT-SEC-002",
+        "A model name that leads out of the repository is not listed by the index.",
+        SECURE,
+        "host files",
     ),
 )

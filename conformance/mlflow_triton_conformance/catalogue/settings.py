@@ -22,7 +22,7 @@ REQUIREMENTS = (
     ),
     should(
         "MLF-SETTING-004",
-        "get_deployment tells each setting that it used, and where that was set.",
+        "get_deployment tells, as triton_url and model_repository, what it used, and where that was set.",
         DEPLOYMENTS,
     ),
     should(
