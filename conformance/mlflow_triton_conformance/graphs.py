@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from pytest_mlflow_triton.strategies import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["Graph", "graphs"]
 
@@ -104,7 +104,7 @@ def graphs(draw: st.DrawFn) -> Graph:
         nodes.append(helper.make_node(operator, taken, [output]))
         promised.append(helper.make_tensor_value_info(output, kind.elem_type, dims))
         outputs[output] = np.ascontiguousarray(array)
-    if draw(st.booleans()):
+    if draw(st.booleans()) or _taken_for_batches([*declared, *promised]):
         table = np.arange(WEIGHTS, dtype=np.float32)
         weights += [
             numpy_helper.from_array(table, "table"),
@@ -121,3 +121,14 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 def _names() -> st.SearchStrategy[str]:
     return st.builds(str.__add__, st.sampled_from(FIRST), st.text(REST, max_size=12))
+
+
+def _taken_for_batches(tensors: Iterable[onnx.ValueInfoProto]) -> bool:
+    """Tell whether a server that completes the configuration would take for a batch what is none.
+
+    Triton does where each tensor begins with a dynamic dimension; it also makes ``[-1, 1]`` of ``[-1]`` then. A tensor whose
+    first dimension is fixed keeps it from that.
+    """
+    shapes = [[it.dim_param for it in tensor.type.tensor_type.shape.dim] for tensor in tensors]
+    first = {shape[0] for shape in shapes}
+    return "" not in first and (len(first) > 1 or any(len(shape) == 1 for shape in shapes))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 requirement = pytest.mark.requirement
 Configured = tuple[set[int], configs.Policy]
-GRAPHS = {"quick": 2, "default": 3, "soak": 500}
-EXAMPLES = {"quick": 1, "default": 2, "soak": 500}
+GRAPHS = {"quick": 2, "default": 8, "soak": 500}
+EXAMPLES = {"quick": 1, "default": 4, "soak": 500}
 COMPLETED = ("dynamic_batching", "input", "output", "runtime")
 """What a server completes of an ONNX model."""
 HOSTILE = {"quick": 10, "default": 30, "soak": 2000}

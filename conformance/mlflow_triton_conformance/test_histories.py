@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow_triton_conformance.protocol import Protocol
 
 requirement = pytest.mark.requirement
-EXAMPLES = {"quick": 1, "default": 1, "soak": 200}
+EXAMPLES = {"quick": 1, "default": 2, "soak": 200}
 BROKEN = "class TritonPythonModel:\n    def initialize(self, args):\n        raise RuntimeError('broken')\n"
 FOREIGN = 9
 """What a model that MLflow did not deploy answers."""

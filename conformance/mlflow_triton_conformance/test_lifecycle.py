@@ -98,7 +98,7 @@ STEPS = st.lists(
     min_size=3,
     max_size=6,
 )
-EXAMPLES = {"quick": 1, "default": 2, "soak": 100}
+EXAMPLES = {"quick": 1, "default": 4, "soak": 100}
 
 
 @pytest.mark.slow

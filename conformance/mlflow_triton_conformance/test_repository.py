@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow_triton_conformance.protocol import Protocol
 
 requirement = pytest.mark.requirement
-EXAMPLES = {"quick": 1, "default": 3, "soak": 500}
+EXAMPLES = {"quick": 1, "default": 6, "soak": 500}
 ASK = request(tensor("x", "INT32", [1], [0]))
 
 
