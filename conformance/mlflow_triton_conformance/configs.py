@@ -192,22 +192,22 @@ def _batching(draw: st.DrawFn, largest: int) -> Any:
     batching: Any = model_config_pb2.ModelDynamicBatching()
     batching.preferred_batch_size.extend(draw(st.lists(st.integers(1, largest), max_size=3, unique=True)))
     batching.max_queue_delay_microseconds = draw(st.sampled_from([0, 1, 100, 2000]))
-    batching.preserve_ordering = draw(st.booleans())
-    if not batching.preserve_ordering and draw(st.booleans()):  # Triton refuses both
+    batching.preserve_ordering = draw(st.booleans())  # with it Triton refuses priorities and delays
+    if not batching.preserve_ordering and draw(st.booleans()):
         batching.priority_levels = draw(st.integers(1, 5))
         batching.default_priority_level = draw(st.integers(1, batching.priority_levels))
         if draw(st.booleans()):
             level = draw(st.integers(1, batching.priority_levels))
-            batching.priority_queue_policy[level].CopyFrom(draw(_queues()))
+            batching.priority_queue_policy[level].CopyFrom(draw(_queues(ordered=batching.preserve_ordering)))
     if draw(st.booleans()):
-        batching.default_queue_policy.CopyFrom(draw(_queues()))
+        batching.default_queue_policy.CopyFrom(draw(_queues(ordered=batching.preserve_ordering)))
     return batching
 
 
-def _queues() -> st.SearchStrategy[Any]:
+def _queues(*, ordered: bool) -> st.SearchStrategy[Any]:
     return st.builds(
         Queue,
-        timeout_action=st.sampled_from([Queue.REJECT, Queue.DELAY]),
+        timeout_action=st.just(Queue.REJECT) if ordered else st.sampled_from([Queue.REJECT, Queue.DELAY]),
         default_timeout_microseconds=st.sampled_from([0, 60_000_000]),
         allow_timeout_override=st.booleans(),
         max_queue_size=st.sampled_from([0, 1, 1000]),

@@ -30,6 +30,7 @@ from mlflow_triton_conformance.results import LONGEST
 from mlflow_triton_conformance.zoo import CONFIG, python_model, serving, write
 from pytest_mlflow_triton import logs
 from pytest_mlflow_triton.fixtures.deployments import unique_name
+from pytest_mlflow_triton.handles import TritonServer
 from pytest_mlflow_triton.options import resolved
 from pytest_mlflow_triton.servers import shared
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from mlflow_triton_conformance.capabilities import Capabilities
     from mlflow_triton_conformance.report import CapabilityFound
     from pytest_mlflow_triton.fixtures.servers import Isolation
-    from pytest_mlflow_triton.handles import MlflowServer, PublishOnnx, PublishTriton, Server, TritonServer
+    from pytest_mlflow_triton.handles import MlflowServer, PublishOnnx, PublishTriton, Server
 
 OURS = re.compile(r"-[0-9a-f]{8}(-|\d?$)")
 """What is in every name that the suite makes."""
@@ -138,7 +139,7 @@ def _ended(server: Server) -> bool:
     if not logs.answers(server):
         return True
     try:
-        _asked(f"{server.url}/v2/health/live")
+        _asked(_health(server))
     except (ConnectionError, http.client.BadStatusLine):
         return _lets_go(server)
     except urllib.error.URLError as error:
@@ -166,18 +167,22 @@ def _hangs(server: Server) -> bool:
         return False
     deadline = time.monotonic() + PATIENCE
     try:
-        while _is_loading(server):
+        while isinstance(server, TritonServer) and _is_loading(server):
             if time.monotonic() > deadline:
                 return True
             time.sleep(0.1)
         for _ in range(CONNECTIONS):
-            _asked(f"{server.url}/v2/health/live")
+            _asked(_health(server))
     except OSError:
         return True
     return False
 
 
-def _is_loading(server: Server) -> bool:
+def _health(server: Server) -> str:
+    return f"{server.url}/v2/health/live" if isinstance(server, TritonServer) else f"{server.url}/health"
+
+
+def _is_loading(server: TritonServer) -> bool:
     index = json.loads(_asked(f"{server.url}/v2/repository/index", b"{}") or b"[]")
     return any(entry.get("state") == "LOADING" for entry in index)
 
