@@ -62,7 +62,7 @@ def expected(inputs: Arrays) -> Arrays:
 def check(inputs: Arrays, response: Any) -> None:
     """Compare a response with `expected`, bit by bit."""
     wanted, found = expected(inputs), answered(response)
-    assert list(found) == list(wanted)
+    assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         np.testing.assert_array_equal(array, found[name], strict=True)
 
